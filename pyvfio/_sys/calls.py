@@ -1,0 +1,52 @@
+"""The system calls that pyvfio makes, by name.
+
+Callers use ``calls.ioctl(...)``, never the function itself, so that replacing an attribute of this
+module replaces the call everywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from collections.abc import Callable
+from typing import Any
+
+open = os.open
+close = os.close
+pread = os.pread
+pwrite = os.pwrite
+eventfd = os.eventfd
+eventfd_read = os.eventfd_read
+eventfd_write = os.eventfd_write
+
+# With a writable buffer (a ctypes structure, a bytearray) the kernel's changes are seen in it.
+ioctl: Callable[[int, int, Any], int] = fcntl.ioctl
+
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def mmap(address: int, length: int, prot: int, flags: int, fd: int, offset: int) -> int:
+    """mmap(2) at an address, which Python's mmap module cannot do.
+
+    Returns:
+        The address mapped.
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    result = _mmap(address, length, prot, flags, fd, offset)
+    if result is None or result == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(result)

@@ -1,0 +1,171 @@
+"""One owner for a file descriptor."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pyvfio import errors
+from pyvfio._sys import calls
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyvfio.abi.ioctl import Request
+
+_OPEN_FILES_HINT = "the process has no file descriptor left; raise the limit (ulimit -n)"
+
+
+class File:
+    """A file descriptor and the one right to close it.
+
+    After a fork the child's copy is closed at once, so that a child never keeps a device open; what
+    was built on it raises :class:`~pyvfio.errors.Closed` there.
+
+    Attributes:
+        path: the file's name, for messages.
+    """
+
+    __slots__ = ("__weakref__", "_fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self.path = path
+        _live.add(self)
+
+    @classmethod
+    def open(cls, path: str, flags: int = os.O_RDWR) -> Self:
+        """Open a file, close-on-exec.
+
+        Raises:
+            AccessDenied: EACCES or EPERM.
+            OpenFilesLimit: EMFILE.
+            KernelError: anything else; a missing file keeps errno ENOENT.
+        """
+        try:
+            return cls(calls.open(path, flags | os.O_CLOEXEC), path)
+        except OSError as error:
+            number = error.errno or 0
+            if number in (errno.EACCES, errno.EPERM):
+                raise errors.AccessDenied(number, "open", path) from None
+            if number == errno.EMFILE:
+                raise errors.OpenFilesLimit(number, "open", path, _OPEN_FILES_HINT) from None
+            raise errors.KernelError(number, "open", path) from None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the descriptor is gone."""
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        """The descriptor's number.
+
+        Raises:
+            Closed: it was closed.
+        """
+        if self._fd < 0:
+            raise self._closed()
+        return self._fd
+
+    def ioctl(self, request: Request, arg: Any = 0) -> int:
+        """ioctl(2).
+
+        Args:
+            request: what to do; its name appears in errors.
+            arg: an int, or a writable buffer (ctypes structure, bytearray) that the kernel reads
+                and may change.
+
+        Returns:
+            The call's own result, never negative.
+
+        Raises:
+            KernelError: the kernel refused.
+            Closed: the file was closed.
+        """
+        try:
+            return calls.ioctl(self._fd, request, arg)
+        except OSError as error:
+            raise errors.KernelError(error.errno or 0, request.name, self.path) from None
+        except ValueError:
+            if self._fd < 0:
+                raise self._closed() from None
+            raise
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Read exactly `size` bytes at `offset`.
+
+        Raises:
+            KernelError: the kernel refused, or gave fewer bytes (EIO).
+            Closed: the file was closed.
+        """
+        fd = self.fileno()
+        try:
+            data = calls.pread(fd, size, offset)
+        except OSError as error:
+            raise errors.KernelError(error.errno or 0, "pread", self.path) from None
+        if len(data) != size:
+            raise errors.KernelError(
+                errno.EIO, "pread", self.path, f"{len(data)} of {size} bytes at {offset:#x}"
+            )
+        return data
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        """Write all of `data` at `offset`.
+
+        Raises:
+            KernelError: the kernel refused, or took fewer bytes (EIO).
+            Closed: the file was closed.
+        """
+        fd = self.fileno()
+        try:
+            count = calls.pwrite(fd, data, offset)
+        except OSError as error:
+            raise errors.KernelError(error.errno or 0, "pwrite", self.path) from None
+        if count != len(data):
+            raise errors.KernelError(
+                errno.EIO, "pwrite", self.path, f"{count} of {len(data)} bytes at {offset:#x}"
+            )
+
+    def close(self) -> None:
+        """Close the descriptor; closing again does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            calls.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._fd < 0 else f"fd={self._fd}"
+        return f"<{type(self).__name__} {self.path} {state}>"
+
+    def _closed(self) -> errors.Closed:
+        return errors.Closed(f"{self.path} is closed (or was opened before this process forked)")
+
+
+_live: weakref.WeakSet[File] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for file in list(_live):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,64 @@
+"""Reading and writing sysfs attributes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from pyvfio import errors
+from pyvfio._sys import calls
+from pyvfio._sys.file import File
+
+
+def read(path: Path) -> str:
+    """An attribute's text, without the newline at its end.
+
+    Raises:
+        KernelError: it cannot be read; errno tells why (ENOENT: no such attribute).
+    """
+    return read_bytes(path).decode(errors="replace").rstrip("\n\0")
+
+
+def read_bytes(path: Path, limit: int = 1 << 16) -> bytes:
+    """A binary attribute's contents, `limit` bytes at most.
+
+    Raises:
+        KernelError: it cannot be read.
+    """
+    with File.open(str(path), os.O_RDONLY) as file:
+        data = b""
+        try:
+            while len(data) < limit:
+                more = calls.pread(file.fileno(), limit - len(data), len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise errors.KernelError(error.errno or 0, "read", str(path)) from None
+        return data
+
+
+def write(path: Path, text: str) -> None:
+    """Write an attribute.
+
+    Raises:
+        AccessDenied: only root may.
+        KernelError: the kernel refused the value.
+    """
+    with File.open(str(path), os.O_WRONLY) as file:
+        file.pwrite(text.encode(), 0)
+
+
+def link_name(path: Path) -> str | None:
+    """The last part of what a link points to (a driver, a group), or None where there is none.
+
+    Raises:
+        KernelError: the link cannot be read.
+    """
+    try:
+        return os.path.basename(os.readlink(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise errors.KernelError(error.errno or 0, "readlink", str(path)) from None
