@@ -1,0 +1,66 @@
+"""Drive PCI devices from Python through Linux VFIO.
+
+    import pyvfio
+
+    with pyvfio.open("0000:01:00.0") as device:
+        print(device.config.vendor_id, device.bars[0].read32(0))
+
+Rooms, from the ground up: :mod:`pyvfio.abi` (the kernel's structures and numbers),
+:mod:`pyvfio.pci` (the bus), :mod:`pyvfio.iommu` (address spaces and DMA), :mod:`pyvfio.device` (an
+opened device), :mod:`pyvfio.errors` (everything that is raised).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if sys.byteorder != "little":
+    raise ImportError("pyvfio needs a little-endian host")
+
+if TYPE_CHECKING:
+    from pyvfio.device import Device, open
+    from pyvfio.errors import Error
+    from pyvfio.iommu import AddressSpace, DmaBuffer, Type1, fence
+    from pyvfio.pci import Address, Function, bound
+
+__all__ = [
+    "Address",
+    "AddressSpace",
+    "Device",
+    "DmaBuffer",
+    "Error",
+    "Function",
+    "Type1",
+    "bound",
+    "fence",
+    "open",
+]
+
+_HOME = {
+    "Address": "pci",
+    "AddressSpace": "iommu",
+    "Device": "device",
+    "DmaBuffer": "iommu",
+    "Error": "errors",
+    "Function": "pci",
+    "Type1": "iommu",
+    "bound": "pci",
+    "fence": "iommu",
+    "open": "device",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is used, when it is used: looking at the bus needs no device code."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pyvfio' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"pyvfio.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

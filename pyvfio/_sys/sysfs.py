@@ -62,3 +62,17 @@ def link_name(path: Path) -> str | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         raise errors.KernelError(error.errno or 0, "readlink", str(path)) from None
+
+
+def entries(path: Path) -> list[str]:
+    """The names in a directory, sorted; none where there is no such directory.
+
+    Raises:
+        KernelError: it cannot be read.
+    """
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return []
+        raise errors.KernelError(error.errno or 0, "listdir", str(path)) from None

@@ -1,0 +1,63 @@
+"""What the subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pyvfio.pci import Function
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """The argument BDF, with the machine's own addresses for tab completion."""
+    argument = parser.add_argument(
+        "address", metavar="BDF", help="the device's address, as 0000:01:00.0 or 01:00.0"
+    )
+    argument.completer = _addresses  # type: ignore[attr-defined]
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def function(text: str) -> Function:
+    """The function at an address.
+
+    Raises:
+        ArgumentError: the text is no address.
+        DeviceNotFound: there is nothing there.
+    """
+    from pyvfio.pci import Address, Function
+
+    return Function(Address.parse(text))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    print(json.dumps(value, indent=2))
+
+
+def console() -> Console:
+    """The terminal.
+
+    Raises:
+        ImportError: rich is not installed; the message says how to have it.
+    """
+    try:
+        from rich.console import Console
+    except ImportError:
+        raise ImportError(
+            "this output needs the package rich: pip install 'pyvfio[cli]', or use --json"
+        ) from None
+    return Console(highlight=False)
+
+
+def _addresses(**_: object) -> list[str]:
+    from pyvfio.pci import functions
+
+    return [str(function.address) for function in functions()]

@@ -1,0 +1,89 @@
+"""The command line's frame: subcommands, errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from pyvfio import errors
+from pyvfio.cli import access, binding, buslist, shell, show
+
+_EPILOG = """\
+exit codes:
+  0  done
+  1  the kernel refused, or anything not named below
+  2  the arguments make no sense
+  3  no such device
+  4  the host is not set up: not bound, no IOMMU, group not viable, no VFIO
+  5  the host is using the device, or somebody else holds it
+  130  interrupted
+
+example:
+  pyvfio list
+  sudo pyvfio bind 0000:01:00.0
+  sudo pyvfio read 0000:01:00.0 bar0+0x0 bar0+0x8/64 config+0x0/16
+  sudo pyvfio unbind 0000:01:00.0
+
+The tests for a device of your own (tools/hwtest) and the emulated hosts for those who have none
+(tools/bench) are in the project's source tree, not in the installed package.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, for :func:`main` and for completion."""
+    top = argparse.ArgumentParser(
+        prog="pyvfio",
+        description="Drive PCI devices through Linux VFIO.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for module in (buslist, show, binding, access, shell):
+        module.add_commands(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: without the program's name; None for this process's own.
+
+    Returns:
+        The exit code; see ``pyvfio --help``.
+    """
+    top = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        try:
+            import argcomplete
+        except ImportError:
+            pass
+        else:
+            argcomplete.autocomplete(top)
+    options = top.parse_args(arguments)
+    try:
+        options.run(options)
+    except (errors.Error, ImportError) as error:
+        print(f"pyvfio: {error}", file=sys.stderr)
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        print("pyvfio: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (head, less); what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, errors.ArgumentError):
+        return 2
+    if isinstance(error, errors.DeviceNotFound):
+        return 3
+    if isinstance(error, (errors.DeviceInUse, errors.Busy)):
+        return 5
+    if isinstance(error, errors.HostError):
+        return 4
+    return 1

@@ -1,0 +1,140 @@
+"""What the kernel says of a device: its regions and IRQ indexes (linux/vfio.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from dataclasses import dataclass
+
+from pyvfio.iommu.info import capabilities
+
+from pyvfio import errors
+from pyvfio._sys import File
+from pyvfio.abi import vfio
+from pyvfio.abi.ioctl import Request
+from pyvfio.device.region import Area
+
+# More than any kernel says of one region (a sparse map of thousands of areas); a larger answer is
+# a fault, not a reason to allocate what it asks for.
+_LARGEST = 1 << 16
+
+
+@dataclass(frozen=True)
+class RegionInfo:
+    """One region, as ``VFIO_DEVICE_GET_REGION_INFO`` describes it.
+
+    Attributes:
+        index: the region's index.
+        flags: ``VFIO_REGION_INFO_FLAG_*``.
+        size: bytes; 0 where the device has no such region.
+        offset: in the device's file, bytes.
+        areas: the parts that can be mapped.
+        kind: (type, subtype) of a device-specific region, else None.
+        msix_mappable: the kernel lets the MSI-X table's pages be mapped.
+    """
+
+    index: int
+    flags: int
+    size: int
+    offset: int
+    areas: tuple[Area, ...]
+    kind: tuple[int, int] | None
+    msix_mappable: bool
+
+
+def device_info(file: File) -> vfio.vfio_device_info:
+    """``VFIO_DEVICE_GET_INFO``.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    info = vfio.vfio_device_info(argsz=ctypes.sizeof(vfio.vfio_device_info))
+    _ask(file, vfio.VFIO_DEVICE_GET_INFO, info)
+    return info
+
+
+def irq_info(file: File, index: int) -> vfio.vfio_irq_info | None:
+    """``VFIO_DEVICE_GET_IRQ_INFO``, or None if the device has no such index.
+
+    Raises:
+        KernelError: the kernel refused otherwise.
+    """
+    info = vfio.vfio_irq_info(argsz=ctypes.sizeof(vfio.vfio_irq_info), index=index)
+    return info if _ask(file, vfio.VFIO_DEVICE_GET_IRQ_INFO, info) else None
+
+
+def region_info(file: File, index: int) -> RegionInfo | None:
+    """``VFIO_DEVICE_GET_REGION_INFO`` with its capabilities, or None if there is no such region.
+
+    Raises:
+        KernelError: the kernel refused otherwise, or its answer makes no sense (EPROTO).
+    """
+    kind = vfio.vfio_region_info
+    argument = bytearray(ctypes.sizeof(kind))
+    info = kind.from_buffer(argument)
+    info.argsz, info.index = len(argument), index
+    if not _ask(file, vfio.VFIO_DEVICE_GET_REGION_INFO, argument):
+        return None
+    if len(argument) < info.argsz <= _LARGEST:
+        # The kernel has capabilities to tell, and says how much room they need.
+        argument = bytearray(info.argsz)
+        info = kind.from_buffer(argument)
+        info.argsz, info.index = len(argument), index
+        _ask(file, vfio.VFIO_DEVICE_GET_REGION_INFO, argument)
+    areas: list[Area] | None = None
+    region_kind = None
+    msix_mappable = False
+    if info.flags & vfio.VFIO_REGION_INFO_FLAG_CAPS:
+        for capability in capabilities(bytes(argument), info.cap_offset, ctypes.sizeof(kind)):
+            if capability.id == vfio.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
+                areas = _sparse_areas(file, capability.data, info.size)
+            elif capability.id == vfio.VFIO_REGION_INFO_CAP_TYPE:
+                cap = vfio.vfio_region_info_cap_type.from_buffer_copy(capability.data)
+                region_kind = (cap.type, cap.subtype)
+            elif capability.id == vfio.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
+                msix_mappable = True
+    if not info.flags & vfio.VFIO_REGION_INFO_FLAG_MMAP or not info.size:
+        areas = []
+    elif areas is None:
+        areas = [Area(0, info.size)]
+    return RegionInfo(
+        index, info.flags, info.size, info.offset, tuple(areas), region_kind, msix_mappable
+    )
+
+
+def _ask(file: File, request: Request, argument: object) -> bool:
+    """Make the call; False where the kernel knows no such index."""
+    try:
+        file.ioctl(request, argument)
+    except errors.KernelError as error:
+        if error.errno == errno.EINVAL and request is not vfio.VFIO_DEVICE_GET_INFO:
+            return False
+        if error.errno == errno.ENODEV:
+            raise errors.DeviceGone.from_call(error, "the device was removed") from None
+        raise
+    return True
+
+
+def _sparse_areas(file: File, data: bytes, size: int) -> list[Area]:
+    header = ctypes.sizeof(vfio.vfio_region_info_cap_sparse_mmap)
+    each = ctypes.sizeof(vfio.vfio_region_sparse_mmap_area)
+    areas = []
+    if len(data) >= header:
+        count = vfio.vfio_region_info_cap_sparse_mmap.from_buffer_copy(data).nr_areas
+        if header + count * each <= len(data):
+            for number in range(count):
+                area = vfio.vfio_region_sparse_mmap_area.from_buffer_copy(
+                    data, header + number * each
+                )
+                if area.offset + area.size > size:
+                    break
+                if area.size:
+                    areas.append(Area(area.offset, area.size))
+            else:
+                return areas
+    raise errors.KernelError(
+        errno.EPROTO,
+        vfio.VFIO_DEVICE_GET_REGION_INFO.name,
+        file.path,
+        "the kernel's list of mappable areas does not fit the region",
+    )

@@ -1,0 +1,352 @@
+"""An IRQ index of an opened device: INTx, MSI, MSI-X, ERR or REQ."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, overload
+
+from pyvfio import errors
+from pyvfio._sys import EventFd, File
+from pyvfio.abi import vfio
+from pyvfio.device.vector import Vector
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_NO_EVENTFD = -1
+_HEADER_SIZE = ctypes.sizeof(vfio.vfio_irq_set)
+_TRIGGER = vfio.VFIO_IRQ_SET_ACTION_TRIGGER
+_MASK = vfio.VFIO_IRQ_SET_ACTION_MASK
+_UNMASK = vfio.VFIO_IRQ_SET_ACTION_UNMASK
+
+# The device raises these three; a device can use one of them at a time.
+_EXCLUSIVE = {
+    vfio.VFIO_PCI_INTX_IRQ_INDEX: "INTx",
+    vfio.VFIO_PCI_MSI_IRQ_INDEX: "MSI",
+    vfio.VFIO_PCI_MSIX_IRQ_INDEX: "MSI-X",
+}
+
+
+class Vectors(Sequence[Vector]):
+    """The vectors that one call of :meth:`Irq.enable` enabled; leaving the block disables them."""
+
+    __slots__ = ("_irq", "_vectors")
+
+    def __init__(self, irq: Irq, vectors: Sequence[Vector]) -> None:
+        self._irq = irq
+        self._vectors = tuple(vectors)
+
+    @overload
+    def __getitem__(self, index: int) -> Vector: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Vector]: ...
+
+    def __getitem__(self, index: int | slice) -> Vector | Sequence[Vector]:
+        return self._vectors[index]
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def close(self) -> None:
+        """Disable these vectors; those disabled already are passed over.
+
+        Raises:
+            KernelError: the kernel refused; the eventfds are closed all the same.
+        """
+        self._irq._release([vector for vector in self._vectors if vector.enabled])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self._irq.name} {list(self._vectors)}>"
+
+
+class Irq:
+    """One IRQ index of a device.
+
+    A device raises INTx, MSI or MSI-X, one of them at a time. ERR tells of an uncorrectable PCIe
+    error, REQ that the host wants the device back.
+
+    Attributes:
+        index: the VFIO IRQ index (``VFIO_PCI_MSIX_IRQ_INDEX`` ...).
+        name: "INTx", "MSI", "MSI-X", "ERR" or "REQ".
+        count: how many vectors the device has here; 0 if it has none.
+        maskable: whether :meth:`mask` and :meth:`unmask` work.
+        automasked: each interrupt masks itself until :meth:`unmask` (level-triggered INTx).
+        noresize: the number of vectors is fixed by the first :meth:`enable`; to have more, disable
+            all first (``VFIO_IRQ_INFO_NORESIZE``).
+    """
+
+    def __init__(
+        self, file: File, index: int, name: str, *, flags: int, count: int, siblings: Iterable[Irq]
+    ) -> None:
+        """Made by :class:`~pyvfio.device.device.Device`.
+
+        Args:
+            file: the device's descriptor.
+            flags: ``VFIO_IRQ_INFO_*``.
+            count: vectors.
+            siblings: all the device's IRQ indexes.
+        """
+        self._file = file
+        self._siblings = siblings
+        self.index = index
+        self.name = name
+        self.count = count
+        self.maskable = bool(flags & vfio.VFIO_IRQ_INFO_MASKABLE)
+        self.automasked = bool(flags & vfio.VFIO_IRQ_INFO_AUTOMASKED)
+        self.noresize = bool(flags & vfio.VFIO_IRQ_INFO_NORESIZE)
+        # Vectors that have an eventfd, by number, and how many the kernel has allocated.
+        self._enabled: dict[int, Vector] = {}
+        self._allocated = 0
+
+    @property
+    def enabled(self) -> Sequence[Vector]:
+        """The vectors enabled now, in order of their numbers."""
+        return [self._enabled[number] for number in sorted(self._enabled)]
+
+    def enable(self, count: int | None = None, *, start: int = 0) -> Vectors:
+        """Enable vectors, with one call to the kernel.
+
+        Args:
+            count: how many vectors; None for all from `start` on.
+            start: the first vector's number.
+
+        Returns:
+            The vectors, in order; a context manager that disables them.
+
+        Raises:
+            Unsupported: the device has no such interrupts.
+            RangeError: it has fewer; the message says how many.
+            StateError: another kind of interrupt, or one of these vectors, is enabled; or the
+                number of vectors would grow and cannot (:attr:`noresize`).
+            VectorsExhausted: the host has no vectors left.
+            OpenFilesLimit: no descriptors left for the eventfds.
+            KernelError: the kernel refused otherwise.
+        """
+        count = self._checked_count(count, start)
+        numbers = range(start, start + count)
+        for number in numbers:
+            if number in self._enabled:
+                raise errors.StateError(f"{self.name} vector {number} is already enabled")
+        vectors: list[Vector] = []
+        try:
+            for number in numbers:
+                vectors.append(Vector(number, EventFd()))
+            self.signal(start, [vector.fileno() for vector in vectors])
+        except BaseException:
+            for vector in vectors:
+                vector.close()
+            raise
+        self._enabled.update((vector.index, vector) for vector in vectors)
+        return Vectors(self, vectors)
+
+    def signal(self, start: int, fds: Sequence[int | None]) -> None:
+        """Say which eventfd each vector signals: the call underneath :meth:`enable`.
+
+        For those who bring their own eventfds, to hand interrupts to KVM. The first call allocates
+        the host's vectors up to the last one named.
+
+        Args:
+            start: the first vector's number.
+            fds: an eventfd for each vector, None for nobody; an allocated vector stays allocated.
+
+        Raises:
+            As :meth:`enable`.
+        """
+        self._checked_count(len(fds), start)
+        self._check_exclusive()
+        end = start + len(fds)
+        if self.noresize and 0 < self._allocated < end and self.index in _EXCLUSIVE:
+            raise errors.StateError(
+                f"{self.name} was enabled with {self._allocated} vectors, and this kernel cannot "
+                f"add to them (NORESIZE): disable them, then enable {end} at once"
+            )
+        numbers = [_NO_EVENTFD if fd is None else fd for fd in fds]
+        try:
+            result = self._set(
+                vfio.VFIO_IRQ_SET_DATA_EVENTFD | _TRIGGER,
+                start,
+                len(fds),
+                struct.pack(f"<{len(fds)}i", *numbers),
+            )
+        except errors.KernelError as error:
+            if error.errno == errno.ENOSPC:
+                raise self._exhausted(error, end) from None
+            raise
+        if result:
+            # Not an errno: the kernel says how many vectors it could have had, and has taken none.
+            raise errors.VectorsExhausted(
+                errno.ENOSPC,
+                "VFIO_DEVICE_SET_IRQS",
+                self._file.path,
+                f"the host can give {result} {self.name} vectors, not {end}; ask for fewer",
+            )
+        self._allocated = max(self._allocated, end)
+
+    def disable(self) -> None:
+        """Disable all vectors and give the host's back; doing it again does nothing.
+
+        Raises:
+            KernelError: the kernel refused; the eventfds are closed all the same.
+        """
+        self._release(list(self._enabled.values()), all_of_them=True)
+
+    def mask(self, start: int = 0, count: int | None = None) -> None:
+        """Keep interrupts back until :meth:`unmask`.
+
+        Raises:
+            Unsupported: the kernel cannot mask these (MSI and MSI-X).
+            RangeError, KernelError: as :meth:`enable`.
+        """
+        self._set_mask(_MASK, start, count)
+
+    def unmask(self, start: int = 0, count: int | None = None) -> None:
+        """Let interrupts through again; for INTx, after each one (:attr:`automasked`).
+
+        Raises:
+            As :meth:`mask`.
+        """
+        self._set_mask(_UNMASK, start, count)
+
+    def unmask_by(self, eventfd: int | None) -> None:
+        """Unmask INTx whenever an eventfd is signalled (KVM's resample eventfd); None ends it.
+
+        Raises:
+            Unsupported: the kernel cannot mask these.
+            KernelError: the kernel refused.
+        """
+        self._check_maskable()
+        self._set(
+            vfio.VFIO_IRQ_SET_DATA_EVENTFD | _UNMASK,
+            0,
+            1,
+            struct.pack("<i", _NO_EVENTFD if eventfd is None else eventfd),
+        )
+
+    def trigger(self, start: int = 0, count: int = 1) -> None:
+        """Make the kernel signal vectors as if the device had interrupted (loopback).
+
+        Raises:
+            StateError: a vector is not enabled.
+            RangeError, KernelError: as :meth:`enable`.
+        """
+        count = self._checked_count(count, start)
+        if start + count > self._allocated:
+            raise errors.StateError(
+                f"{self.name} vector {start + count - 1} is not enabled: "
+                f"call enable({start + count}) first"
+            )
+        # With a count of 0 this would disable the index.
+        self._set(vfio.VFIO_IRQ_SET_DATA_NONE | _TRIGGER, start, count)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.count} vectors, {len(self._enabled)} enabled>"
+
+    def __iter__(self) -> Iterator[Vector]:
+        return iter(self.enabled)
+
+    def _checked_count(self, count: int | None, start: int) -> int:
+        if not self.count:
+            raise errors.Unsupported(f"the device has no {self.name} interrupts")
+        if count is None:
+            count = self.count - start
+        if start < 0 or count < 1 or start + count > self.count:
+            raise errors.RangeError(
+                f"the device has {self.count} {self.name} vectors (0 to {self.count - 1}): "
+                f"{count} from {start} on is outside"
+            )
+        return count
+
+    def _check_exclusive(self) -> None:
+        if self.index not in _EXCLUSIVE:
+            return
+        for other in self._siblings:
+            if other is not self and other.index in _EXCLUSIVE and other._allocated:
+                raise errors.StateError(
+                    f"{other.name} is enabled, and a device uses one of INTx, MSI and MSI-X at a "
+                    f"time: disable {other.name} first"
+                )
+
+    def _check_maskable(self) -> None:
+        if not self.maskable:
+            raise errors.Unsupported(
+                f"the kernel cannot mask {self.name} interrupts; "
+                "disable the vector, or mask it in the device's own registers"
+            )
+
+    def _set_mask(self, action: int, start: int, count: int | None) -> None:
+        count = self._checked_count(count, start)
+        self._check_maskable()
+        self._set(vfio.VFIO_IRQ_SET_DATA_NONE | action, start, count)
+
+    def _release(self, vectors: Sequence[Vector], *, all_of_them: bool = False) -> None:
+        for vector in vectors:
+            self._enabled.pop(vector.index, None)
+        try:
+            if self._file.closed or not self._allocated:
+                return
+            if all_of_them or not self._enabled:
+                # A count of 0 disables the whole index.
+                self._set(vfio.VFIO_IRQ_SET_DATA_NONE | _TRIGGER, 0, 0)
+                self._allocated = 0
+            else:
+                for start, length in _runs(vector.index for vector in vectors):
+                    self.signal(start, [None] * length)
+        finally:
+            # Last, so that no interrupt meets an eventfd that has gone.
+            for vector in vectors:
+                vector.close()
+
+    def _set(self, flags: int, start: int, count: int, data: bytes = b"") -> int:
+        argument = bytearray(_HEADER_SIZE + len(data))
+        irq_set = vfio.vfio_irq_set.from_buffer(argument)
+        irq_set.argsz = len(argument)
+        irq_set.flags = flags
+        irq_set.index = self.index
+        irq_set.start = start
+        irq_set.count = count
+        argument[_HEADER_SIZE:] = data
+        try:
+            return self._file.ioctl(vfio.VFIO_DEVICE_SET_IRQS, argument)
+        except errors.KernelError as error:
+            if error.errno == errno.ENODEV:
+                raise errors.DeviceGone.from_call(error, "the device was removed") from None
+            raise error.from_call(
+                error, f"{self.name}, vectors {start} to {start + count - 1}"
+            ) from None
+
+    def _exhausted(self, error: errors.KernelError, wanted: int) -> errors.KernelError:
+        return errors.VectorsExhausted.from_call(
+            error,
+            f"the host has no room for {wanted} {self.name} vectors (an x86 CPU has about 200 for "
+            "all devices together); ask for fewer, or bring more CPUs online",
+        )
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive numbers as (first, how many)."""
+    start = length = 0
+    for number in sorted(numbers):
+        if length and number == start + length:
+            length += 1
+            continue
+        if length:
+            yield start, length
+        start, length = number, 1
+    if length:
+        yield start, length

@@ -1,0 +1,390 @@
+"""A region of an opened device: a BAR, the expansion ROM, config space, VGA."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pyvfio import errors
+from pyvfio._sys import memory
+from pyvfio._sys.file import File
+from pyvfio.abi import vfio
+
+_FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_NOTHING = {width: memoryview(b"").cast(code) for width, code in _FORMATS.items()}
+
+
+@dataclass(frozen=True)
+class Area:
+    """A part of a region that can be mapped.
+
+    Attributes:
+        offset: bytes from the start of the region.
+        size: bytes.
+    """
+
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first offset behind the area, in bytes."""
+        return self.offset + self.size
+
+
+class Region:
+    """Registers or memory of a device, addressed by byte offset from the start of the region.
+
+    ``read8`` ... ``write64`` are exactly one access of that width, at a multiple of the width: by
+    load or store where the region can be mapped, by pread or pwrite on the device's descriptor
+    elsewhere (I/O ports, the ROM, config space). Without a mapping, kernels before Linux 6.10 split
+    a 64-bit access in two.
+
+    The views ``u8`` ... ``u64`` are memoryviews over the mapping for loops that count nanoseconds.
+    They check nothing but their bounds: Python takes a negative index from the end, and touching a
+    view while the device does not decode memory raises SIGBUS, which ends the process. The methods
+    refuse such an access with :class:`~pyvfio.errors.MemoryDisabled`.
+
+    Attributes:
+        index: the VFIO region index (``VFIO_PCI_BAR0_REGION_INDEX`` ...).
+        name: "BAR0" to "BAR5", "ROM", "config", "VGA", or "region N" for others.
+        size: bytes.
+        readable: whether it can be read.
+        writable: whether it can be written.
+        areas: the parts that can be mapped; empty if none can.
+    """
+
+    __slots__ = (
+        "_bad8",
+        "_bad16",
+        "_bad32",
+        "_bad64",
+        "_file",
+        "_mapped",
+        "_offset",
+        "_refuse",
+        "_u8",
+        "_u16",
+        "_u32",
+        "_u64",
+        "areas",
+        "index",
+        "name",
+        "readable",
+        "size",
+        "writable",
+    )
+
+    def __init__(
+        self,
+        file: File,
+        index: int,
+        name: str,
+        *,
+        flags: int,
+        size: int,
+        offset: int,
+        areas: tuple[Area, ...],
+        refuse: Callable[[], None],
+    ) -> None:
+        """Made by :class:`~pyvfio.device.device.Device`.
+
+        Args:
+            file: the device's descriptor.
+            flags: ``VFIO_REGION_INFO_FLAG_*``.
+            size: bytes.
+            offset: of the region in the file, bytes.
+            areas: the parts that can be mapped.
+            refuse: raises if the region must not be touched now.
+        """
+        self._file = file
+        self._offset = offset
+        self._refuse = refuse
+        self.index = index
+        self.name = name
+        self.size = size
+        self.readable = bool(flags & vfio.VFIO_REGION_INFO_FLAG_READ)
+        self.writable = bool(flags & vfio.VFIO_REGION_INFO_FLAG_WRITE)
+        self.areas = areas
+        # The views of each area that has been mapped.
+        self._mapped: dict[Area, memoryview] = {}
+        # One test finds offsets that are misaligned, negative or beyond the next power of two (a
+        # BAR's size is one); the memoryview's own bounds do the rest.
+        span = (1 << max(size - 1, 0).bit_length()) - 1
+        self._bad8 = ~span
+        self._bad16 = ~(span & ~1)
+        self._bad32 = ~(span & ~3)
+        self._bad64 = ~(span & ~7)
+        self._disarm()
+
+    def read8(self, offset: int) -> int:
+        """One 8-bit read at byte `offset`; errors as :meth:`read32`."""
+        if not offset & self._bad8:
+            try:
+                return self._u8[offset]
+            except IndexError:
+                pass
+        return self._read(offset, 1)
+
+    def read16(self, offset: int) -> int:
+        """One 16-bit read at byte `offset`; errors as :meth:`read32`."""
+        if not offset & self._bad16:
+            try:
+                return self._u16[offset >> 1]
+            except IndexError:
+                pass
+        return self._read(offset, 2)
+
+    def read32(self, offset: int) -> int:
+        """One 32-bit read at byte `offset`.
+
+        Raises:
+            RangeError: the offset is negative or beyond the region.
+            ArgumentError: the offset is not a multiple of the width.
+            MemoryDisabled: the device does not decode memory now.
+            Closed: the device was closed.
+            KernelError: the kernel refused (regions that are not mapped).
+        """
+        if not offset & self._bad32:
+            try:
+                return self._u32[offset >> 2]
+            except IndexError:
+                pass
+        return self._read(offset, 4)
+
+    def read64(self, offset: int) -> int:
+        """One 64-bit read at byte `offset`; errors as :meth:`read32`."""
+        if not offset & self._bad64:
+            try:
+                return self._u64[offset >> 3]
+            except IndexError:
+                pass
+        return self._read(offset, 8)
+
+    def write8(self, offset: int, value: int) -> None:
+        """One 8-bit write at byte `offset`; errors as :meth:`write32`."""
+        if not offset & self._bad8:
+            try:
+                self._u8[offset] = value
+                return
+            except (IndexError, TypeError, ValueError):
+                pass
+        self._write(offset, 1, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        """One 16-bit write at byte `offset`; errors as :meth:`write32`."""
+        if not offset & self._bad16:
+            try:
+                self._u16[offset >> 1] = value
+                return
+            except (IndexError, TypeError, ValueError):
+                pass
+        self._write(offset, 2, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        """One 32-bit write at byte `offset`.
+
+        Raises:
+            RangeError: the offset is negative or beyond the region.
+            ArgumentError: the offset is not a multiple of the width, the value does not fit it, or
+                the region is read-only.
+            MemoryDisabled: the device does not decode memory now.
+            Closed: the device was closed.
+            KernelError: the kernel refused (regions that are not mapped).
+        """
+        if not offset & self._bad32:
+            try:
+                self._u32[offset >> 2] = value
+                return
+            except (IndexError, TypeError, ValueError):
+                pass
+        self._write(offset, 4, value)
+
+    def write64(self, offset: int, value: int) -> None:
+        """One 64-bit write at byte `offset`; errors as :meth:`write32`."""
+        if not offset & self._bad64:
+            try:
+                self._u64[offset >> 3] = value
+                return
+            except (IndexError, TypeError, ValueError):
+                pass
+        self._write(offset, 8, value)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Copy `size` bytes from `offset`, in accesses of any width (memory, ROM, config space).
+
+        Raises:
+            RangeError: the range is not inside the region.
+            MemoryDisabled, Closed, KernelError: as for :meth:`read32`.
+        """
+        self._check(offset, size)
+        area = self._area(offset, size)
+        if area is None:
+            return self._file.pread(size, self._offset + offset)
+        start = offset - area.offset
+        return bytes(self._view(area)[start : start + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Copy `data` to `offset`, in accesses of any width.
+
+        Raises:
+            RangeError: the range is not inside the region.
+            ArgumentError: the region is read-only.
+            MemoryDisabled, Closed, KernelError: as for :meth:`write32`.
+        """
+        self._check(offset, len(data))
+        self._check_writable()
+        area = self._area(offset, len(data))
+        if area is None:
+            self._file.pwrite(data, self._offset + offset)
+        else:
+            start = offset - area.offset
+            self._view(area)[start : start + len(data)] = data
+
+    def view(self, offset: int = 0, size: int | None = None) -> memoryview:
+        """A view of bytes that the device answers, for as long as anybody holds it.
+
+        A view that is still held when the device is closed stays valid, and keeps the device open
+        in the kernel until it is let go.
+
+        Args:
+            offset: bytes from the start of the region.
+            size: bytes; None for all up to the end of the region.
+
+        Returns:
+            A memoryview of format "B"; ``cast("I")`` makes it one of 32-bit registers.
+
+        Raises:
+            RangeError: the range is not inside the region.
+            Unsupported: it is not inside one area that can be mapped (see :attr:`areas`).
+            MemoryDisabled, Closed, KernelError: as for :meth:`read32`.
+        """
+        size = self.size - offset if size is None else size
+        self._check(offset, size)
+        area = self._area(offset, size)
+        if area is None:
+            raise errors.Unsupported(
+                f"{self.name} cannot be mapped at {offset:#x}..{offset + size:#x}; "
+                + (
+                    "it can be at " + ", ".join(f"{a.offset:#x}..{a.end:#x}" for a in self.areas)
+                    if self.areas
+                    else "use its read and write methods"
+                )
+            )
+        start = offset - area.offset
+        return self._view(area)[start : start + size]
+
+    @property
+    def u8(self) -> memoryview:
+        """The whole region as 8-bit items, indexed by byte; errors as :meth:`view`."""
+        return self.view()
+
+    @property
+    def u16(self) -> memoryview:
+        """The whole region as 16-bit items; ``u16[i]`` is at byte 2 * i; errors as :meth:`view`."""
+        return self.view().cast("H")
+
+    @property
+    def u32(self) -> memoryview:
+        """The whole region as 32-bit items; ``u32[i]`` is at byte 4 * i; errors as :meth:`view`."""
+        return self.view().cast("I")
+
+    @property
+    def u64(self) -> memoryview:
+        """The whole region as 64-bit items; ``u64[i]`` is at byte 8 * i; errors as :meth:`view`."""
+        return self.view().cast("Q")
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        access = ("r" if self.readable else "") + ("w" if self.writable else "")
+        return f"<{self.name} {self.size:#x} bytes {access}{' mappable' if self.areas else ''}>"
+
+    def release(self) -> None:
+        """Let go of the region's own mappings; views that others hold stay valid."""
+        self._disarm()
+        self._mapped.clear()
+
+    def _disarm(self) -> None:
+        """Send every access through the checks."""
+        self._u8, self._u16, self._u32, self._u64 = (_NOTHING[width] for width in (1, 2, 4, 8))
+
+    def _arm(self, view: memoryview) -> None:
+        """Let accesses go straight to a view of the whole region."""
+        whole = {
+            width: view[: len(view) // width * width].cast(code) for width, code in _FORMATS.items()
+        }
+        self._u8, self._u16, self._u32, self._u64 = (whole[width] for width in (1, 2, 4, 8))
+
+    def _read(self, offset: int, width: int) -> int:
+        self._check_access(offset, width)
+        area = self._area(offset, width)
+        if area is None:
+            return int.from_bytes(self._file.pread(width, self._offset + offset), "little")
+        start = offset - area.offset
+        items = self._view(area)[start : start + width].cast(_FORMATS[width])
+        return int(items[0])
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        self._check_access(offset, width)
+        self._check_writable()
+        try:
+            data = value.to_bytes(width, "little")
+        except (OverflowError, AttributeError):
+            raise errors.ArgumentError(
+                f"{value!r} is not an integer of {8 * width} bits (0 to {(1 << 8 * width) - 1:#x})"
+            ) from None
+        area = self._area(offset, width)
+        if area is None:
+            self._file.pwrite(data, self._offset + offset)
+            return
+        start = offset - area.offset
+        self._view(area)[start : start + width].cast(_FORMATS[width])[0] = value
+
+    def _area(self, offset: int, size: int) -> Area | None:
+        for area in self.areas:
+            if area.offset <= offset and offset + size <= area.end:
+                return area
+        return None
+
+    def _view(self, area: Area) -> memoryview:
+        """The area's mapping, made when it is first needed."""
+        view = self._mapped.get(area)
+        if view is None:
+            # The kernel maps whole pages; a BAR smaller than a page has one to itself.
+            length = -(-area.size // memory.PAGE_SIZE) * memory.PAGE_SIZE
+            try:
+                mapping = memory.map_file(
+                    self._file, self._offset + area.offset, length, writable=self.writable
+                )
+            except errors.KernelError as error:
+                if error.errno == errno.ENODEV:
+                    raise errors.DeviceGone.from_call(error, "the device was removed") from None
+                raise
+            view = self._mapped[area] = mapping[: area.size]
+        if area.size == self.size:
+            self._arm(view)
+        return view
+
+    def _check(self, offset: int, size: int) -> None:
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise errors.RangeError(
+                f"{self.name} has {self.size:#x} bytes: "
+                f"offset {offset:#x} with {size} bytes is outside"
+            )
+        self._refuse()
+
+    def _check_access(self, offset: int, width: int) -> None:
+        self._check(offset, width)
+        if offset % width:
+            raise errors.ArgumentError(
+                f"offset {offset:#x} in {self.name} is not a multiple of {width}; "
+                "a register access is one access of its own width"
+            )
+
+    def _check_writable(self) -> None:
+        if not self.writable:
+            raise errors.ArgumentError(f"{self.name} is read-only")

@@ -1,0 +1,122 @@
+"""A VFIO container: an open /dev/vfio/vfio, the kernel's side of an address space."""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pyvfio import errors
+from pyvfio._sys import File
+from pyvfio.abi import vfio
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_PATH = "/dev/vfio/vfio"
+_UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+
+
+class Container:
+    """An open container.
+
+    Attributes:
+        file: its file.
+    """
+
+    def __init__(self, file: File) -> None:
+        """Take over an open container; :meth:`open` opens one.
+
+        Raises:
+            Unsupported: the kernel speaks another VFIO API.
+        """
+        self.file = file
+        version = file.ioctl(vfio.VFIO_GET_API_VERSION)
+        if version != vfio.VFIO_API_VERSION:
+            raise errors.Unsupported(
+                f"the kernel's VFIO API has version {version}, pyvfio knows {vfio.VFIO_API_VERSION}"
+            )
+
+    @classmethod
+    def open(cls) -> Self:
+        """Make a new container.
+
+        Raises:
+            NoVfio: the VFIO modules are absent.
+            AccessDenied: the process may not open /dev/vfio/vfio.
+            OpenFilesLimit, KernelError: it cannot be opened otherwise.
+            Unsupported: the kernel speaks another VFIO API.
+        """
+        try:
+            file = File.open(_PATH)
+        except errors.AccessDenied as error:
+            raise errors.AccessDenied.from_call(
+                error, f"become root, or let this user open it: chmod 666 {_PATH}"
+            ) from None
+        except errors.KernelError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+                raise errors.NoVfio(
+                    f"{_PATH} cannot be opened ({error.strerror}): "
+                    "load the VFIO modules with: modprobe vfio-pci"
+                ) from None
+            raise
+        try:
+            return cls(file)
+        except BaseException:
+            file.close()
+            raise
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """Take over a descriptor of an open container; close() closes it."""
+        return cls(File(fd, _PATH))
+
+    def check_extension(self, extension: int) -> int:
+        """``VFIO_CHECK_EXTENSION``: 0 if the kernel does not have it."""
+        return self.file.ioctl(vfio.VFIO_CHECK_EXTENSION, extension)
+
+    def set_iommu(self, kind: int) -> None:
+        """``VFIO_SET_IOMMU``: choose the IOMMU interface, once a group is in.
+
+        Args:
+            kind: ``VFIO_TYPE1v2_IOMMU`` and its like.
+
+        Raises:
+            NoInterruptRemapping: the IOMMU does not isolate interrupts.
+            KernelError: the kernel refused otherwise.
+        """
+        try:
+            self.file.ioctl(vfio.VFIO_SET_IOMMU, kind)
+        except errors.KernelError as error:
+            if error.errno == errno.EPERM:
+                raise no_interrupt_remapping(error) from None
+            raise
+
+    def close(self) -> None:
+        """Close it; the kernel undoes its mappings once no device is open any more."""
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Container {'closed' if self.file.closed else f'fd={self.file.fileno()}'}>"
+
+
+def no_interrupt_remapping(error: errors.KernelError) -> errors.KernelError:
+    """What EPERM means when a viable group joins an IOMMU."""
+    return errors.NoInterruptRemapping.from_call(
+        error,
+        "this host's IOMMU does not remap interrupts, so a device could raise any interrupt of the "
+        "host by DMA and the kernel refuses it. Switch interrupt remapping on (firmware setup; "
+        "intremap=on for an emulated IOMMU), or, if you trust the device, lower the guard: "
+        f"echo Y > {_UNSAFE}",
+    )

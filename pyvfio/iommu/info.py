@@ -1,0 +1,116 @@
+"""What VFIO's INFO requests answer: a structure, and a chain of capabilities behind it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pyvfio import errors
+from pyvfio.abi import vfio
+from pyvfio.iommu.iova import IovaRange
+
+_HEADER = ctypes.sizeof(vfio.vfio_info_cap_header)
+
+
+class InfoCapability(NamedTuple):
+    """One capability of an INFO answer.
+
+    Attributes:
+        id: what it is; its meaning depends on the request.
+        version: of its layout.
+        data: its bytes and all behind them, header included.
+    """
+
+    id: int
+    version: int
+    data: bytes
+
+
+class SpaceInfo(NamedTuple):
+    """What the kernel says of an address space.
+
+    Attributes:
+        ranges: the IOVAs that can be mapped.
+        page_sizes: bit n is set where the IOMMU has pages of 2**n bytes.
+        mappings_available: how many more mappings the kernel allows; None if it does not say.
+    """
+
+    ranges: tuple[IovaRange, ...]
+    page_sizes: int
+    mappings_available: int | None
+
+
+def capabilities(answer: bytes, first: int, fixed_size: int) -> Iterator[InfoCapability]:
+    """Walk the capability chain of an INFO answer.
+
+    Args:
+        answer: all that the kernel wrote.
+        first: the chain's first offset (`cap_offset`); 0 when there is none.
+        fixed_size: bytes of the structure in front, where no capability can be.
+
+    Raises:
+        KernelError: the chain leaves the answer or runs in a circle (EPROTO).
+    """
+    seen = set()
+    offset = first
+    while offset:
+        if offset < fixed_size or offset + _HEADER > len(answer):
+            raise malformed(f"a capability at {offset:#x} of {len(answer):#x} bytes")
+        if offset in seen:
+            raise malformed(f"the chain runs in a circle through {offset:#x}")
+        seen.add(offset)
+        header = vfio.vfio_info_cap_header.from_buffer_copy(answer, offset)
+        yield InfoCapability(header.id, header.version, answer[offset:])
+        offset = header.next
+
+
+def parse_type1_info(answer: bytes) -> SpaceInfo:
+    """Read the answer of ``VFIO_IOMMU_GET_INFO`` on a type1 container.
+
+    Raises:
+        KernelError: it contradicts itself (EPROTO).
+    """
+    fixed = vfio.vfio_iommu_type1_info.cap_offset.offset + 4
+    if len(answer) < fixed:
+        raise malformed(f"only {len(answer)} bytes")
+    info = vfio.vfio_iommu_type1_info.from_buffer_copy(
+        answer.ljust(ctypes.sizeof(vfio.vfio_iommu_type1_info), b"\0")
+    )
+    # Kernels before 5.4 do not tell: 39 bits is what the smallest of today's IOMMUs can do.
+    ranges: tuple[IovaRange, ...] = (IovaRange(0, (1 << 39) - 1),)
+    page_sizes = info.iova_pgsizes if info.flags & vfio.VFIO_IOMMU_INFO_PGSIZES else 0
+    available = None
+    if info.flags & vfio.VFIO_IOMMU_INFO_CAPS:
+        for capability in capabilities(answer, info.cap_offset, fixed):
+            if capability.id == vfio.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
+                ranges = _ranges(capability.data)
+            elif capability.id == vfio.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL:
+                kind = vfio.vfio_iommu_type1_info_dma_avail
+                if len(capability.data) < ctypes.sizeof(kind):
+                    raise malformed("the number of mappings available is cut off")
+                available = kind.from_buffer_copy(capability.data).avail
+    return SpaceInfo(ranges, page_sizes, available)
+
+
+def malformed(what: str) -> errors.KernelError:
+    """The error for an INFO answer that makes no sense."""
+    return errors.KernelError(
+        errno.EPROTO, "INFO request", "vfio", f"{what}: the kernel's answer makes no sense"
+    )
+
+
+def _ranges(data: bytes) -> tuple[IovaRange, ...]:
+    kind = vfio.vfio_iommu_type1_info_cap_iova_range
+    fixed, each = ctypes.sizeof(kind), ctypes.sizeof(vfio.vfio_iova_range)
+    count = kind.from_buffer_copy(data).nr_iovas if len(data) >= fixed else 0
+    if len(data) < fixed + count * each:
+        raise malformed(f"{count} IOVA ranges do not fit")
+    ranges = []
+    for index in range(count):
+        found = vfio.vfio_iova_range.from_buffer_copy(data, fixed + index * each)
+        if found.start > found.end:
+            raise malformed(f"an IOVA range from {found.start:#x} to {found.end:#x}")
+        ranges.append(IovaRange(found.start, found.end))
+    return tuple(sorted(ranges))

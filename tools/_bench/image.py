@@ -1,0 +1,246 @@
+"""Kernel and initramfs, made of Debian's packages and cached by the hash of their recipe.
+
+The whole system is the initramfs: it needs nothing of a kernel but what every kernel has, so that a
+small kernel of one's own (--kernel) boots it too.
+
+Nothing of the guest is run to make it, save Python's compiler: byte code is the same on every
+architecture, so the machine's own architecture's build of the guest's Python compiles the guest's
+library, in seconds. Under emulation the guest would do so anew in every run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import BenchError, cpio, debian
+from .profiles import Profile
+from .progress import Step, step
+
+SUITE = "trixie"
+
+PYTHON = ("python3", "libpython3-stdlib")
+PACKAGES = (
+    *PYTHON,
+    *("python3-pyudev", "python3-pytest", "python3-hypothesis", "python3-rich", "python3-numpy"),
+    *("bash", "busybox-static", "kmod", "pciutils", "pci.ids", "strace"),
+)
+
+# What the packages above depend on but is of no use in an initramfs without a package manager.
+ASSUMED = (
+    *("coreutils", "debconf", "debianutils", "dpkg", "initramfs-tools", "install-info"),
+    *("linux-base", "media-types", "netbase", "perl", "python3-pkg-resources", "tar", "tzdata"),
+    *("udev", "base-files", "gcc-14-base", "readline-common", "python3-numpy-dev"),
+    *("krb5-locales", "libtirpc3t64", "libnsl2", "libsqlite3-0", "libdb5.3t64"),
+    *("openssl-provider-legacy", "python3-pygments-doc"),
+)
+
+# Without maintainer scripts some links are missing: Debian's merged /usr, and alternatives.
+LINKS = {
+    "bin": "usr/bin",
+    "sbin": "usr/sbin",
+    "lib": "usr/lib",
+    "lib64": "usr/lib64",
+    "init": "usr/lib/bench/init",
+    "usr/bin/sh": "busybox",
+    "usr/bin/env": "busybox",
+}
+
+UNUSED = (
+    *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/i18n", "usr/share/bug"),
+    *("usr/share/lintian", "usr/share/icons", "usr/share/applications", "usr/lib/*/gconv"),
+    *("usr/lib/python3*/dist-packages/numpy/**/tests", "usr/lib/python3*/lib2to3"),
+    *("usr/lib/python3*/ensurepip", "usr/lib/python3*/idlelib", "usr/lib/python3*/test"),
+)
+
+# The bench's own: how the guest talks to it, and the checkout's file system.
+MODULES = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio")
+
+GUEST_FILES = Path(__file__).parent / "guest"
+UNUSED_IMAGES_SECONDS = 30 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Image:
+    """A bootable image: `directory` holds the kernel `linux` and the initramfs `initrd`."""
+
+    directory: Path
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "linux"
+
+    @property
+    def initrd(self) -> Path:
+        return self.directory / "initrd"
+
+    @property
+    def kernel_release(self) -> str:
+        return (self.directory / "release").read_text()
+
+
+def cache_directory() -> Path:
+    """Where everything that can be made again is kept, outside the checkout."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyvfio"
+    return Path(os.environ.get("PYVFIO_CACHE") or default)
+
+
+def recipe(profile: Profile) -> str:
+    """Hash of all that decides what is in the image of a profile."""
+    digest = hashlib.sha256()
+    parts = (SUITE, profile.architecture, profile.kernel_package, profile.modules)
+    digest.update(json.dumps(parts).encode())
+    sources = (Path(__file__), Path(cpio.__file__), *sorted(GUEST_FILES.iterdir()))
+    for source in sources:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def get(profile: Profile) -> Image:
+    """The image of a profile, built now if it is not in the cache."""
+    images = cache_directory() / "images"
+    image = Image(images / f"{profile.name}-{recipe(profile)}")
+    images.mkdir(parents=True, exist_ok=True)
+    with _locked(images / f"{profile.name}.lock"):
+        if not image.directory.exists():
+            with tempfile.TemporaryDirectory(dir=images, prefix="unfinished-") as scratch:
+                built = Path(scratch, "image")
+                _build(profile, built, Path(scratch))
+                # Only a complete image gets the name under which it is looked for.
+                built.rename(image.directory)
+            _remove_unused(images)
+    os.utime(image.directory)
+    return image
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_unused(images: Path) -> None:
+    for path in images.iterdir():
+        if path.is_dir() and time.time() - path.stat().st_mtime > UNUSED_IMAGES_SECONDS:
+            shutil.rmtree(path)
+
+
+def _build(profile: Profile, image: Path, scratch: Path) -> None:
+    image.mkdir()
+    root, kernel, compiler = scratch / "root", scratch / "kernel", scratch / "compiler"
+    with step(f"Fetching Debian {SUITE} for {profile.architecture}") as progress:
+        system = _fetch(profile.architecture, PACKAGES, progress)
+        linux = _fetch(profile.architecture, (profile.kernel_package,), progress)
+    with step("Unpacking") as progress:
+        _unpack(system, root, progress)
+        _unpack(linux, kernel, progress)
+    with step("Choosing kernel modules"):
+        release = _install_kernel(profile, kernel, root, image)
+    if profile.architecture == debian.machine_architecture():
+        compiler = root
+    else:
+        with step("Fetching Python's compiler") as progress:
+            _unpack(_fetch(debian.machine_architecture(), PYTHON, progress), compiler, progress)
+    with step("Compiling the guest's Python library"):
+        _finish_root(root)
+        _byte_compile(root, compiler)
+    with step("Writing the image"), (image / "initrd").open("wb") as output:
+        cpio.write(root, output)
+    (image / "release").write_text(release)
+    (image / "packages").write_text("".join(f"{path.name}\n" for path in (*system, *linux)))
+
+
+def _fetch(architecture: str, packages: tuple[str, ...], progress: Step) -> list[Path]:
+    directory = cache_directory() / "debian" / f"{SUITE}-{architecture}"
+    archive = debian.Archive(directory, architecture, SUITE)
+    # Architectures are fetched for one image at a time; another profile of the same may be, too.
+    with _locked(directory / "bench.lock"):
+        archive.update(progress)
+        return archive.fetch(packages, ASSUMED, progress)
+
+
+def _unpack(packages: list[Path], root: Path, progress: Step) -> None:
+    for path, target in LINKS.items():
+        link = root / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+        if path == target.rpartition("/")[2]:
+            (root / target).mkdir(parents=True, exist_ok=True)
+    for package in packages:
+        progress.update(package.name.partition("_")[0])
+        debian.unpack(package, root)
+
+
+def _install_kernel(profile: Profile, kernel: Path, root: Path, image: Path) -> str:
+    """Put the kernel into `image` and the modules asked for into `root`; returns the release."""
+    (tree,) = (kernel / "usr/lib/modules").iterdir()
+    release = tree.name
+    shutil.copyfile(next((kernel / "boot").glob("vmlinu[xz]-*")), image / "linux")
+    subprocess.run(["depmod", "-b", str(kernel), release], check=True)
+    wanted = [name.replace("_", "-") for name in (*MODULES, *profile.modules)]
+    shown = subprocess.run(
+        ["modprobe", "-d", str(kernel), "-S", release, "--show-depends", "-a", *wanted],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if shown.returncode != 0:
+        raise BenchError(f"a module is not in {profile.kernel_package}: {shown.stderr.strip()}")
+    for line in sorted(set(shown.stdout.splitlines())):
+        verb, _, path = line.partition(" ")
+        if verb != "insmod":  # "builtin NAME": nothing to copy
+            continue
+        source = Path(path.strip())
+        target = root / source.resolve().relative_to(kernel.resolve())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix == ".xz":
+            # The guest would decompress it under emulation.
+            target.with_suffix("").write_bytes(lzma.decompress(source.read_bytes()))
+        else:
+            shutil.copyfile(source, target)
+    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        shutil.copyfile(tree / name, root / "usr/lib/modules" / release / name)
+    subprocess.run(["depmod", "-b", str(root), release], check=True)
+    return release
+
+
+def _finish_root(root: Path) -> None:
+    for pattern in UNUSED:
+        for path in root.glob(pattern):
+            shutil.rmtree(path)
+    for directory in ("proc", "sys", "dev", "run", "tmp", "root", "usr/lib/bench"):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+    shutil.copy(GUEST_FILES / "init", root / "usr/lib/bench/init")
+    shutil.copy(GUEST_FILES / "pyvfio", root / "usr/bin/pyvfio")
+    for library in ("blas/libblas.so.3", "lapack/liblapack.so.3"):
+        for path in root.glob(f"usr/lib/*/{library}"):
+            (path.parents[1] / path.name).symlink_to(library)
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
+    (root / "etc/group").write_text("root:x:0:\n")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    (root / "etc/hostname").write_text("bench\n")
+
+
+def _byte_compile(root: Path, compiler: Path) -> None:
+    (loader,) = compiler.glob("usr/lib*/ld-linux*.so.*")
+    (python,) = compiler.glob("usr/bin/python3.[0-9]*[0-9]")
+    libraries = ":".join(str(path.parent) for path in compiler.glob("usr/lib/*/libc.so.6"))
+    command = [str(loader), "--library-path", libraries, str(python), "-m", "compileall", "-q"]
+    # Nobody edits these files in the guest: it need not look whether the sources are newer.
+    command += ["--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
+    command += [str(path) for path in root.glob("usr/lib/python3*")]
+    environment = {"PYTHONHOME": str(compiler / "usr"), "PATH": os.environ["PATH"]}
+    subprocess.run(command, check=True, env=environment)
