@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from pyvfio import errors
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -46,12 +48,12 @@ def console() -> Console:
     """The terminal.
 
     Raises:
-        ImportError: rich is not installed; the message says how to have it.
+        Unsupported: rich is not installed; the message says how to have it.
     """
     try:
         from rich.console import Console
     except ImportError:
-        raise ImportError(
+        raise errors.Unsupported(
             "this output needs the package rich: pip install 'pyvfio[cli]', or use --json"
         ) from None
     return Console(highlight=False)

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = top.parse_args(arguments)
     try:
         options.run(options)
-    except (errors.Error, ImportError) as error:
+    except errors.Error as error:
         print(f"pyvfio: {error}", file=sys.stderr)
         return _exit_code(error)
     except KeyboardInterrupt:

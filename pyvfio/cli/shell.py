@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import code
+import contextlib
 
 from pyvfio.cli import common
 
@@ -28,11 +29,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(options: argparse.Namespace) -> None:
     import pyvfio
 
-    try:
-        # Line editing and history at the prompt; some Pythons are built without it.
+    # Line editing and history at the prompt; some Pythons are built without it.
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401
-    except ImportError:
-        pass
     function = common.function(options.address)
     with pyvfio.open(function) as device:
         names = {"pyvfio": pyvfio, "device": device}

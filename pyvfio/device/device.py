@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pyvfio.iommu import AddressSpace, Type1
-from pyvfio.pci.config import ConfigSpace
+from pyvfio.pci.config import Command, ConfigSpace
 
 from pyvfio import errors
 from pyvfio._sys import File
@@ -72,10 +72,7 @@ def open(
         DeviceNotFound, NotBound, NoIommu, NoVfio, GroupNotViable: the host is not set up for it.
         AccessDenied, Busy, NoInterruptRemapping, OpenFilesLimit, KernelError: the kernel refused.
     """
-    if isinstance(address, Function):
-        function = address
-    else:
-        function = Function(Address.parse(address) if isinstance(address, str) else address)
+    function = address if isinstance(address, Function) else Function(address)
     check_openable(function)
     with ExitStack() as stack:
         if space is None:
@@ -118,7 +115,7 @@ class Device:
         self.dma = space
         self._file = file
         self._cleanup = ExitStack()
-        self._decoding = 0
+        self._decoding = Command(0)
         device = info.device_info(file)
         if not device.flags & vfio.VFIO_DEVICE_FLAGS_PCI:
             raise errors.Unsupported(f"{function.address} is no PCI device")
@@ -127,7 +124,7 @@ class Device:
         # Config space first: it tells which BARs are memory and which I/O.
         self._config_region = self._add_config_region()
         self.config = ConfigSpace(LiveConfig(self._config_region))
-        power = self.config.capabilities.get(PowerManagement)
+        power = self.config.pm
         self._pm_control = None if power is None else power.offset + pci_regs.PCI_PM_CTRL
         for index in range(device.num_regions):
             if index not in self.regions:
@@ -159,20 +156,20 @@ class Device:
     @property
     def bus_master(self) -> bool:
         """Whether the device may do DMA and send MSI; off, it is cut off from memory."""
-        return bool(self._command & pci_regs.PCI_COMMAND_MASTER)
+        return Command.MASTER in self.config.command
 
     @bus_master.setter
     def bus_master(self, on: bool) -> None:
-        self._set_command(pci_regs.PCI_COMMAND_MASTER, on)
+        self._set_command(Command.MASTER, on)
 
     @property
     def memory_decoding(self) -> bool:
         """Whether the device answers at its memory BARs; off, touching them is refused."""
-        return bool(self._command & pci_regs.PCI_COMMAND_MEMORY)
+        return Command.MEMORY in self.config.command
 
     @memory_decoding.setter
     def memory_decoding(self, on: bool) -> None:
-        self._set_command(pci_regs.PCI_COMMAND_MEMORY, on)
+        self._set_command(Command.MEMORY, on)
 
     @property
     def power_state(self) -> int:
@@ -184,9 +181,7 @@ class Device:
         offset = self._pm_control
         if offset is None:
             return 0
-        return self._config_region.read16(offset) & (
-            pci_regs.PCI_PM_CTRL_STATE_MASK
-        )
+        return self._config_region.read16(offset) & (pci_regs.PCI_PM_CTRL_STATE_MASK)
 
     @power_state.setter
     def power_state(self, state: int) -> None:
@@ -252,9 +247,8 @@ class Device:
         return f"<Device {self.address}{' closed' if self.closed else ''}>"
 
     def _start(self, bus_master: bool) -> None:
-        decode = pci_regs.PCI_COMMAND_MEMORY | pci_regs.PCI_COMMAND_IO
-        self._set_command(decode, True)
-        self._set_command(pci_regs.PCI_COMMAND_MASTER, bus_master)
+        self._set_command(Command.MEMORY | Command.IO, True)
+        self._set_command(Command.MASTER, bus_master)
 
     def _stop(self) -> None:
         """Silence the device: no interrupt, no DMA, no access. Each step runs whatever fails."""
@@ -298,16 +292,14 @@ class Device:
         found = info.region_info(self._file, index)
         if found is None or not found.size:
             return
-        decoding = pci_regs.PCI_COMMAND_MEMORY
+        decoding = Command.MEMORY
         if index <= vfio.VFIO_PCI_BAR5_REGION_INDEX:
-            bar = self._config_region.read32(
-                pci_regs.PCI_BASE_ADDRESS_0 + 4 * index
-            )
+            bar = self._config_region.read32(pci_regs.PCI_BASE_ADDRESS_0 + 4 * index)
             if bar & pci_regs.PCI_BASE_ADDRESS_SPACE_IO:
-                decoding = pci_regs.PCI_COMMAND_IO
+                decoding = Command.IO
 
         def refuse() -> None:
-            if not self._decoding & decoding:
+            if decoding not in self._decoding:
                 self._refuse_access(decoding)
 
         self.regions[index] = Region(
@@ -327,7 +319,7 @@ class Device:
         if index != vfio.VFIO_PCI_MSIX_IRQ_INDEX:
             return Irq(self._file, index, name, flags=flags, count=count, siblings=self.irqs)
         table = pending = None
-        msix = self.config.capabilities.get(MsixCapability) if count else None
+        msix = self.config.msix if count else None
         if msix is not None:
             table = self.bars[msix.table_bar], msix.table_offset
             pending = self.bars[msix.pba_bar], msix.pba_offset
@@ -342,15 +334,9 @@ class Device:
             pending=pending,
         )
 
-    @property
-    def _command(self) -> int:
-        return self._config_region.read16(pci_regs.PCI_COMMAND)
-
-    def _set_command(self, bits: int, on: bool) -> None:
-        command = self._command
-        self._config_region.write16(
-            pci_regs.PCI_COMMAND, command | bits if on else command & ~bits
-        )
+    def _set_command(self, bits: Command, on: bool) -> None:
+        command = self.config.command
+        self.config.command = command | bits if on else command & ~bits
 
     def _config_written(self, offset: int, size: int) -> None:
         """After a write to config space: did it change what may be touched?"""
@@ -362,9 +348,8 @@ class Device:
 
     def _refresh(self) -> None:
         """Find out which BARs the device answers at, and stop the fast access to the others."""
-        decoding = self._command if self.power_state == 0 else 0
-        self._decoding = decoding & (pci_regs.PCI_COMMAND_MEMORY | pci_regs.PCI_COMMAND_IO)
-        if not self._decoding & pci_regs.PCI_COMMAND_MEMORY:
+        self._decoding = Command(0) if self.power_state else self.config.command
+        if Command.MEMORY not in self._decoding:
             for region in self.regions.values():
                 region.release()
 
@@ -374,15 +359,15 @@ class Device:
                 f"the device {self.address} is closed (or was opened before this process forked)"
             )
 
-    def _refuse_access(self, decoding: int) -> None:
+    def _refuse_access(self, decoding: Command) -> None:
         self._refuse_closed()
         if self.power_state:
             raise errors.MemoryDisabled(
                 f"{self.address} sleeps in D{self.power_state}: set its power_state to 0 first"
             )
-        if decoding == pci_regs.PCI_COMMAND_IO:
+        if decoding is Command.IO:
             raise errors.MemoryDisabled(
-                f"{self.address} does not decode I/O ports: set PCI_COMMAND_IO in config space"
+                f"{self.address} does not decode I/O ports: set Command.IO in config.command first"
             )
         raise errors.MemoryDisabled(
             f"{self.address} does not decode memory: set its memory_decoding to True first"

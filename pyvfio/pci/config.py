@@ -40,7 +40,7 @@ from pyvfio.pci.capabilities import (
     SubsystemCapability,
     VpdCapability,
 )
-from pyvfio.pci.registers import Choice, Registers, Space, derived, rw16, u8, u16, u32
+from pyvfio.pci.registers import AssignableField, Choice, Registers, Space, derived, u8, u16, u32
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -204,7 +204,7 @@ class ConfigSpace(Registers):
 
     vendor_id = u16(pci.PCI_VENDOR_ID)
     device_id = u16(pci.PCI_DEVICE_ID)
-    command = rw16(pci.PCI_COMMAND, decode=Command)
+    command = AssignableField(pci.PCI_COMMAND, 2, 0xFFFF, Command)
     status = u16(pci.PCI_STATUS, decode=Status)
     revision = u8(pci.PCI_REVISION_ID)
     #: Base class, subclass and programming interface, a byte each.
@@ -254,7 +254,7 @@ class ConfigSpace(Registers):
             raise MalformedConfig(
                 f"{len(data)} bytes are no configuration space: it has 64, 128, 256 or 4096"
             )
-        return cls(_Saved(bytes(data)))
+        return cls(_Saved(data))
 
     @classmethod
     def from_sysfs(cls, path: str | Path) -> ConfigSpace:
@@ -283,7 +283,7 @@ class ConfigSpace(Registers):
                     "text of one device: lspci -s ADDRESS -xxxx"
                 )
             data += bytes.fromhex(line)
-        return cls.from_bytes(data)
+        return cls.from_bytes(bytes(data))
 
     @property
     def size(self) -> int:

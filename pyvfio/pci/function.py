@@ -129,7 +129,7 @@ class Function:
 
     @property
     def is_bridge(self) -> bool:
-        """Whether its config header is that of a bridge (type 1 or 2), which VFIO does not drive."""
+        """Whether its config header is of type 1 or 2; VFIO drives no bridges."""
         return self.read_config()[_HEADER_TYPE] & 0x7F in (1, 2)
 
     @property

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import (
     TYPE_CHECKING,
     Any,
-    ClassVar,
     Generic,
     NoReturn,
     Protocol,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: What ``fields()`` is made of: JSON's own types.
-Plain: TypeAlias = "None | bool | int | float | str | list[Plain] | dict[str, Plain]"
+Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 
 T = TypeVar("T")
 
@@ -101,50 +100,50 @@ class derived(Listed[T]):
 
 
 class Field(Listed[T]):
-    """A register, or the part of one under a mask.
+    """A register, or the part of one under a mask; made by :data:`u8`, :data:`u16`, :data:`u32`."""
 
-    Args:
-        offset: of the register, from the start of its :class:`Registers`.
-        mask: the field's bits, as in linux/pci_regs.h; the value is shifted down to bit 0.
-        decode: makes the value from the number; ``bool`` for a single bit.
-    """
-
-    width: ClassVar[int]
-
-    @overload
-    def __init__(self: Field[int], offset: int, mask: int = ...) -> None: ...
-    @overload
-    def __init__(self, offset: int, mask: int = ..., decode: Callable[[int], T] = ...) -> None: ...
-    def __init__(self, offset: int, mask: int = -1, decode: Callable[[int], Any] = int) -> None:
+    def __init__(self, offset: int, width: int, mask: int, decode: Callable[[int], T]) -> None:
         shift = (mask & -mask).bit_length() - 1
-        width = self.width
-        self.offset = offset
         super().__init__(lambda registers: decode((registers.read(offset, width) & mask) >> shift))
+        self.offset = offset
+        self.width = width
 
 
-class u8(Field[T]):
-    """A field of an 8-bit register."""
-
-    width = 1
-
-
-class u16(Field[T]):
-    """A field of a 16-bit register."""
-
-    width = 2
-
-
-class rw16(u16[T]):
-    """A 16-bit register that can be assigned, in one write."""
+class AssignableField(Field[T]):
+    """A whole register that can be assigned, in one write."""
 
     def __set__(self, registers: Registers, value: int) -> None:
         registers.write(self.offset, self.width, int(value))
 
 
-class u32(Field[T]):
-    """A field of a 32-bit register."""
+class _Declare:
+    """Declares fields of registers of one width."""
 
-    width = 4
+    def __init__(self, width: int) -> None:
+        self._width = width
+
+    @overload
+    def __call__(self, offset: int, mask: int = ...) -> Field[int]: ...
+    @overload
+    def __call__(self, offset: int, mask: int = ..., *, decode: Callable[[int], T]) -> Field[T]: ...
+    @overload
+    def __call__(self, offset: int, mask: int, decode: Callable[[int], T]) -> Field[T]: ...
+    def __call__(
+        self, offset: int, mask: int = -1, decode: Callable[[int], Any] = int
+    ) -> Field[Any]:
+        """A field.
+
+        Args:
+            offset: of its register, from the start of the :class:`Registers`.
+            mask: its bits, as in linux/pci_regs.h; the value is shifted down to bit 0.
+            decode: makes the value from the number; ``bool`` for a single bit.
+        """
+        return Field(offset, self._width, mask, decode)
+
+
+u8 = _Declare(1)
+u16 = _Declare(2)
+u32 = _Declare(4)
 
 
 class Choice(enum.IntEnum):
@@ -166,9 +165,9 @@ class Choice(enum.IntEnum):
 def plain(value: object) -> Plain:
     """A field's value in JSON's types: flags as a list of names, choices as text."""
     if isinstance(value, enum.Flag):
-        named = [flag for flag in type(value) if flag in value and flag.value]
+        named = [flag for flag in type(value) if flag in value]
         rest = int(value.value) & ~sum(flag.value for flag in named)
-        return [str(flag.name).lower() for flag in named] + ([f"{rest:#x}"] if rest else [])
+        return [*(str(flag.name).lower() for flag in named), *([f"{rest:#x}"] if rest else [])]
     if isinstance(value, enum.Enum):
         return str(value)
     if isinstance(value, Registers):

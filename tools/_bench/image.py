@@ -41,9 +41,9 @@ PACKAGES = (
 ASSUMED = (
     *("coreutils", "debconf", "debianutils", "dpkg", "initramfs-tools", "install-info"),
     *("linux-base", "media-types", "netbase", "perl", "python3-pkg-resources", "tar", "tzdata"),
-    *("udev", "base-files", "gcc-14-base", "readline-common", "python3-numpy-dev"),
+    *("udev", "base-files", "readline-common"),
     *("krb5-locales", "libtirpc3t64", "libnsl2", "libsqlite3-0", "libdb5.3t64"),
-    *("openssl-provider-legacy", "python3-pygments-doc"),
+    *("openssl-provider-legacy"),
 )
 
 # Without maintainer scripts some links are missing: Debian's merged /usr, and alternatives.
@@ -59,7 +59,7 @@ LINKS = {
 
 UNUSED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/i18n", "usr/share/bug"),
-    *("usr/share/lintian", "usr/share/icons", "usr/share/applications", "usr/lib/*/gconv"),
+    *("usr/share/lintian", "usr/include", "usr/share/icons", "usr/share/applications", "usr/lib/*/gconv"),
     *("usr/lib/python3*/dist-packages/numpy/**/tests", "usr/lib/python3*/lib2to3"),
     *("usr/lib/python3*/ensurepip", "usr/lib/python3*/idlelib", "usr/lib/python3*/test"),
 )

@@ -187,8 +187,9 @@ class CapabilityList(Generic[C]):
             fault = error
         end = self._end()
         starts = sorted([*found, end])
+        limits = dict(zip(starts, starts[1:], strict=False))
         places = tuple(
-            Place(offset, id, version, starts[starts.index(offset) + 1], end)
+            Place(offset, id, version, limits[offset], end)
             for offset, (id, version) in found.items()
         )
         return places, fault

@@ -50,7 +50,7 @@ _EXTENDED_SHOWN = frozenset(
 #: ``PCI_CAP_ID_*`` that are absent through VFIO, of those that have a name.
 HIDDEN_BY_VFIO = frozenset(STANDARD_NAMES) - _SHOWN
 
-#: ``PCI_EXT_CAP_ID_*`` that are absent through VFIO. DVSEC was, up to Linux 6.1, and is not in 6.12.
+#: ``PCI_EXT_CAP_ID_*`` that are absent through VFIO. DVSEC is in Linux 6.1, but not in 6.12.
 EXTENDED_HIDDEN_BY_VFIO = frozenset(EXTENDED_NAMES) - _EXTENDED_SHOWN
 
 

@@ -1,0 +1,1 @@
+"""Drivers written with pyvfio; small enough to be read as examples."""

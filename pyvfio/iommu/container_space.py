@@ -1,0 +1,112 @@
+"""Address spaces made of a container and groups."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import ExitStack
+
+from pyvfio import errors
+from pyvfio._sys import File
+from pyvfio.iommu.container import Container
+from pyvfio.iommu.group import Group
+from pyvfio.iommu.space import AddressSpace
+from pyvfio.pci import Function, check_openable
+
+
+class ContainerSpace(AddressSpace):
+    """An address space whose kernel side is a container that groups are put into.
+
+    Devices of one group share its file; it is opened for the first and closed after the last.
+
+    Attributes:
+        container: the container.
+    """
+
+    def __init__(self, container: Container | None = None) -> None:
+        """Make one.
+
+        Args:
+            container: an open container to use, closed with the space; what it already maps stays
+                unknown to the space. None opens one.
+        """
+        super().__init__()
+        self.container = Container.open() if container is None else container
+        self._groups: dict[int, Group] = {}
+        self._devices: dict[File, Group] = {}
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups in it."""
+        return tuple(self._groups.values())
+
+    @property
+    def closed(self) -> bool:
+        return self.container.file.closed
+
+    def open_device(self, function: Function) -> File:
+        with self._lock, ExitStack() as undo:
+            self._refuse_closed()
+            wanted = check_openable(function)
+            group = self._groups.get(wanted.id)
+            if group is None:
+                group = undo.enter_context(Group.open(wanted.id))
+                self.attach(group)
+                undo.callback(self._detach, group)
+            file = group.open_device(str(function.address))
+            self._devices[file] = group
+            undo.pop_all()
+            return file
+
+    def close_device(self, file: File) -> None:
+        with self._lock:
+            group = self._devices.pop(file, None)
+            file.close()
+            if group is not None and group not in self._devices.values():
+                self._detach(group)
+
+    def attach(self, group: Group) -> None:
+        """Put an open group into the space; for groups that the caller opened.
+
+        The space closes it after the last of its devices, or when the space is closed. A group
+        that cannot join stays the caller's to close.
+
+        Raises:
+            GroupNotViable, NoInterruptRemapping, KernelError: it cannot join.
+            Closed: the space was closed.
+        """
+        with self._lock:
+            self._refuse_closed()
+            if group.id in self._groups:
+                raise errors.StateError(f"group {group.id} is in this address space already")
+            if not group.has_container:
+                group.set_container(self.container)
+            if self._ask() is None:
+                self._set_iommu()
+            self._refresh()
+            self._groups[group.id] = group
+
+    def _detach(self, group: Group) -> None:
+        """Take a group out. Closing its file does that; but while somebody holds a view of a BAR
+        its device counts as open and the group stays in, so mappings are undone first."""
+        with ExitStack() as steps:
+            del self._groups[group.id]
+            if self._groups and not self.closed:
+                steps.callback(self._refresh)
+            steps.callback(group.close)
+            if not self._groups and self._info is not None:
+                self._unmap_all()
+
+    def _close_devices(self) -> None:
+        for file in self._devices:
+            file.close()
+        self._devices = {}
+
+    def _close(self) -> None:
+        for group in self._groups.values():
+            group.close()
+        self._groups = {}
+        self.container.close()
+
+    @abstractmethod
+    def _set_iommu(self) -> None:
+        """Choose the container's IOMMU interface; its first group is in."""

@@ -1,0 +1,319 @@
+"""Memory that a device reaches: mappings of the caller's, and buffers from a pool.
+
+The pool maps arenas and cuts buffers out of them, so that allocating one makes no system call. What
+a closed buffer leaves is kept sorted by size, ready to go out again.
+
+A buffer's memory is never handed out twice at a time: every view, slice, cast or numpy array made
+of a buffer holds the one object that stands for its block, and only when that object dies does the
+block return to the pool. There is no finalizer that closes a forgotten buffer: the device may still
+write to it, which only the driver can know.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyvfio import errors
+from pyvfio._sys import memory
+from pyvfio.iommu.iova import IovaAllocator, IovaRange
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyvfio.iommu.space import AddressSpace
+
+GRAIN = 64
+"""Blocks are multiples of this, so that no two share a cache line."""
+
+_ARENA = 2 << 20
+_LARGEST_ARENA = 64 << 20
+LARGEST_BLOCK = _ARENA // 2
+"""Bytes; a larger buffer is a mapping of its own."""
+
+_ZEROS = memoryview(bytes(LARGEST_BLOCK))
+
+
+class Mapping:
+    """Memory of the caller's that devices reach, until :meth:`close`.
+
+    Made by :meth:`AddressSpace.map`. The memory is kept alive until then, even if the Mapping
+    itself is forgotten.
+
+    Attributes:
+        iova: its address for the device.
+        size: bytes.
+    """
+
+    __slots__ = ("_memory", "_space", "iova", "size")
+
+    def __init__(self, space: AddressSpace, memory: memoryview, iova: int) -> None:
+        self.iova = iova
+        self.size = memory.nbytes
+        self._memory: memoryview | None = memory
+        self._space: AddressSpace | None = space
+
+    @property
+    def closed(self) -> bool:
+        """Whether devices no longer reach it."""
+        return self._space is None
+
+    def close(self) -> None:
+        """Unmap it; closing again does nothing.
+
+        Raises:
+            KernelError: the kernel unmapped something else; the memory is then kept until the
+                address space is closed.
+        """
+        if self._space is not None:
+            self._space._unmap_mapping(self)
+
+    def _forget(self) -> None:
+        """It is unmapped: let the memory go."""
+        self._space = self._memory = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Mapping iova={self.iova:#x} size={self.size:#x}{' closed' * self.closed}>"
+
+
+class DmaBuffer:
+    """Memory that devices and this process share, until :meth:`close`.
+
+    Made by :meth:`AddressSpace.alloc`, zeroed.
+
+    Attributes:
+        iova: its address for the device.
+        size: bytes.
+    """
+
+    __slots__ = ("_release", "_view", "iova", "size")
+
+    def __init__(
+        self, iova: int, size: int, view: memoryview, release: Callable[[], object]
+    ) -> None:
+        self.iova = iova
+        self.size = size
+        self._view: memoryview | None = view
+        self._release: Callable[[], object] | None = release
+
+    @property
+    def view(self) -> memoryview:
+        """Its bytes (format "B"). numpy takes them without a copy: ``numpy.frombuffer(view, "<u4")``.
+
+        A view stays valid as long as somebody holds it, even when the buffer was closed.
+
+        Raises:
+            Closed: the buffer was closed.
+        """
+        if self._view is None:
+            raise errors.Closed(f"the DMA buffer at IOVA {self.iova:#x} is closed")
+        return self._view
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._release is None
+
+    def close(self) -> None:
+        """Give it back; closing again does nothing. The device must be done with it.
+
+        Its memory is used again once nobody holds a view of it. A buffer larger than 1 MiB, or of
+        huge pages, is unmapped at once.
+        """
+        release = self._release
+        if release is not None:
+            self._release = self._view = None
+            release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<DmaBuffer iova={self.iova:#x} size={self.size:#x}{' closed' * self.closed}>"
+
+
+class Place(NamedTuple):
+    """A block's place in an arena.
+
+    Attributes:
+        iova: its first byte for the device.
+        address: its first byte in this process.
+        arena: keeps the memory alive.
+    """
+
+    iova: int
+    address: int
+    arena: _Arena
+
+
+class _Arena:
+    """One mapping that serves many buffers."""
+
+    def __init__(self, mapping: Mapping, memory: memoryview, address: int) -> None:
+        self.mapping = mapping
+        self.memory = memory
+        self.address = address
+        self.last = mapping.iova + mapping.size - 1
+        self.iovas = IovaAllocator([IovaRange(mapping.iova, self.last)])
+
+
+class _ReturnsToPool:
+    """The object that all views of a block hold."""
+
+    free: list[Place] | deque[Place]
+    place: Place
+
+    def __del__(self) -> None:
+        # Runs anywhere, at any time: append is atomic and takes no lock.
+        self.free.append(self.place)
+
+
+class Bin:
+    """All free blocks of one size, alignment and highest address.
+
+    Attributes:
+        free: where they are.
+        zeros: as many zeros as a block has bytes.
+        block: ``block(address)`` makes the object that stands for a block in use; set its `place`.
+    """
+
+    __slots__ = ("_keep", "_kind", "_pool", "block", "free", "size", "tidy", "zeros")
+
+    def __init__(self, pool: Pool, size: int) -> None:
+        self.size = size
+        self.free: list[Place] = []
+        self.zeros = _ZEROS[:size]
+        self._pool = pool
+        self._keep = max(_ARENA // size, 1)
+        kind: Any = type(
+            "Block",
+            (_ReturnsToPool, ctypes.Array),
+            {"_type_": ctypes.c_ubyte, "_length_": size, "free": self.free},
+        )
+        self._kind = kind
+        self.block: Callable[[int], Any] = kind.from_address
+        # A bound method costs an object; make it once.
+        self.tidy: Callable[[], None] = self._tidy
+
+    def _tidy(self) -> None:
+        """After a buffer was closed: give memory back to the host if much of it lies idle."""
+        if len(self.free) > self._keep:
+            self._pool.trim()
+
+    def abandon(self) -> None:
+        """The mapping is gone: let each block's memory go as its last view goes."""
+        self._kind.free = deque(maxlen=0)
+        self.free.clear()
+
+
+class Pool:
+    """The arenas of an address space. The caller holds the space's lock.
+
+    Attributes:
+        bins: by size, alignment and highest address.
+    """
+
+    def __init__(self, space: AddressSpace) -> None:
+        self.bins: dict[tuple[int, int | None, int | None, bool | int], Bin] = {}
+        self._space = space
+        self._arenas: list[_Arena] = []
+
+    def carve(self, size: int, align: int | None, max_iova: int | None) -> tuple[Bin, Place]:
+        """A block that no bin has ready.
+
+        Args:
+            size: bytes, a multiple of GRAIN.
+            align: of its IOVA; None so that a block up to a page's size lies in one page.
+            max_iova: the last address it may touch.
+        """
+        with self._space._lock:
+            key = (size, align, max_iova, False)
+            bin = self.bins.get(key)
+            if bin is None:
+                bin = self.bins[key] = Bin(self, size)
+            if align is None:
+                align = min(1 << (size - 1).bit_length(), self._space.page_size)
+            align = max(align, GRAIN)
+            place = self._place(size, align, max_iova)
+            if place is None:
+                self._collect()
+                place = self._place(size, align, max_iova)
+            if place is None:
+                self._grow(max(size, align), max_iova)
+                place = self._place(size, align, max_iova)
+                assert place is not None  # an arena begins at a multiple of its size
+            return bin, place
+
+    def trim(self) -> None:
+        """Give arenas that lie idle back to the host, all but one."""
+        with self._space._lock:
+            self._collect()
+            for arena in [arena for arena in self._arenas if arena.iovas.unused][1:]:
+                self._arenas.remove(arena)
+                arena.mapping.close()
+
+    def abandon(self) -> None:
+        """The mappings are gone: start again, with nothing."""
+        for bin in self.bins.values():
+            bin.abandon()
+        self.bins.clear()
+        self._arenas.clear()
+
+    def _place(self, size: int, align: int, max_iova: int | None) -> Place | None:
+        for arena in self._arenas:
+            if max_iova is None or arena.last <= max_iova:
+                try:
+                    iova = arena.iovas.allocate(size, align)
+                except errors.NoSpace:
+                    continue
+                return Place(iova, arena.address + iova - arena.mapping.iova, arena)
+        return None
+
+    def _collect(self) -> None:
+        """Take the bins' blocks back, so that they merge and serve any size."""
+        for bin in self.bins.values():
+            while bin.free:
+                try:
+                    place = bin.free.pop()
+                except IndexError:  # another thread took the last one
+                    break
+                place.arena.iovas.free(place.iova, bin.size)
+
+    def _grow(self, least: int, max_iova: int | None) -> None:
+        """Map another arena: as much again as there is, or less where that is refused."""
+        space = self._space
+        size = min(max(_ARENA, sum(arena.mapping.size for arena in self._arenas)), _LARGEST_ARENA)
+        size = 1 << (size - 1).bit_length()
+        while True:
+            view = memory.allocate_shared(max(size, space.page_size))
+            try:
+                mapping = space._map_memory(view, align=view.nbytes, max_iova=max_iova)
+            except (errors.LockedMemoryLimit, errors.NoSpace):
+                if size // 2 < least or size <= space.page_size:
+                    raise
+                size //= 2
+            else:
+                self._arenas.append(_Arena(mapping, view, memory.address_of(view)))
+                return

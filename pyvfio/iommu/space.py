@@ -1,0 +1,430 @@
+"""What every address space can do, whatever kernel interface is behind it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pyvfio import errors
+from pyvfio._sys import memory
+from pyvfio.iommu.dma import GRAIN, LARGEST_BLOCK, DmaBuffer, Mapping, Pool
+from pyvfio.iommu.info import SpaceInfo
+from pyvfio.iommu.iova import IovaAllocator, IovaRange
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyvfio._sys import File
+    from pyvfio.pci import Function
+
+_LOW = 1 << 32
+"""Below this, addresses are left to those who ask for them: devices that do 32-bit DMA."""
+
+_SUPERPAGE = 2 << 20
+
+
+class AddressSpace(ABC):
+    """Where devices may do DMA, and where not.
+
+    Devices opened in one space see the same memory at the same addresses. A device must be open in
+    it before memory can be mapped. When the last device leaves, the kernel drops what was mapped:
+    buffers and mappings are closed then.
+
+    After a fork the space belongs to the parent; in the child it is closed. The memory of buffers
+    stays shared with the parent.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._info: SpaceInfo | None = None  # None: no device is open
+        self._iovas = IovaAllocator(())
+        self._mappings: dict[int, Mapping] = {}
+        self._pool = Pool(self)
+        self._bins = self._pool.bins
+        _live.add(self)
+
+    # What an implementation provides.
+
+    @abstractmethod
+    def open_device(self, function: Function) -> File:
+        """Open a device so that it does its DMA in this space.
+
+        Returns:
+            Its file; :meth:`close_device` closes it.
+
+        Raises:
+            NotBound, NoIommu, NoVfio, GroupNotViable: the host is not set up for it.
+            AccessDenied, Busy, NoInterruptRemapping, OpenFilesLimit, KernelError: the kernel
+                refused.
+            Closed: the space was closed.
+        """
+
+    @abstractmethod
+    def close_device(self, file: File) -> None:
+        """Close a device that :meth:`open_device` opened; closing it again does nothing."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether it was closed."""
+
+    @abstractmethod
+    def _close_devices(self) -> None:
+        """Close the devices' files."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close all other files."""
+
+    @abstractmethod
+    def _map(self, address: int, iova: int, size: int, readable: bool, writable: bool) -> None:
+        """Let devices reach this process's memory."""
+
+    @abstractmethod
+    def _unmap(self, iova: int, size: int) -> int:
+        """Undo a mapping; returns how many bytes the kernel unmapped."""
+
+    @abstractmethod
+    def _ask(self) -> SpaceInfo | None:
+        """What the kernel says of this space; None while no device is open."""
+
+    # What the kernel told.
+
+    @property
+    def iova_ranges(self) -> tuple[IovaRange, ...]:
+        """The addresses that can be mapped: those that all its devices can use.
+
+        Raises:
+            StateError: no device is open in it.
+        """
+        return self._ready().ranges
+
+    @property
+    def page_sizes(self) -> int:
+        """Bit n is set where the IOMMU has pages of 2**n bytes.
+
+        Raises:
+            StateError: no device is open in it.
+        """
+        return self._ready().page_sizes
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the smallest piece of memory that can be mapped.
+
+        Raises:
+            StateError: no device is open in it.
+        """
+        sizes = self._ready().page_sizes
+        return max(sizes & -sizes, memory.PAGE_SIZE)
+
+    @property
+    def mappings_available(self) -> int | None:
+        """How many more mappings the kernel allows now; None if it does not say.
+
+        Raises:
+            StateError: no device is open in it.
+        """
+        self._ready()
+        info = self._ask()
+        return info.mappings_available if info is not None else None
+
+    # Memory.
+
+    def map(
+        self,
+        buffer: Any,
+        *,
+        iova: int | None = None,
+        max_iova: int | None = None,
+        readable: bool = True,
+        writable: bool = True,
+    ) -> Mapping:
+        """Let devices reach memory that the caller brings.
+
+        Args:
+            buffer: anything with a writable, contiguous buffer (mmap, numpy array, ...) that begins
+                at a page and is whole pages long (:attr:`page_size`). Kept alive while mapped.
+            iova: its address for the device; None chooses one, at 4 GiB or above if possible.
+            max_iova: the last address that the device can reach, for one with fewer address bits.
+            readable: whether devices may read it.
+            writable: whether devices may write it.
+
+        Raises:
+            ArgumentError: the buffer or address is not aligned, or not writable.
+            RangeError: `iova` lies outside what devices can reach (:attr:`iova_ranges`).
+            NoSpace: `iova` is mapped already, or no address is free.
+            LockedMemoryLimit, MappingLimit, KernelError: the kernel refused.
+            StateError: no device is open in it.
+        """
+        view = memoryview(buffer)
+        if view.readonly or not view.c_contiguous:
+            raise errors.ArgumentError(
+                "memory to be mapped must be writable and contiguous: "
+                "copy it into a buffer made by alloc()"
+            )
+        if not readable and not writable:
+            raise errors.ArgumentError("a mapping is readable, writable or both")
+        page = self.page_size
+        address = memory.address_of(view) if view.nbytes else 0
+        if not view.nbytes or view.nbytes % page or address % page:
+            raise errors.ArgumentError(
+                f"memory to be mapped must be whole pages of {page:#x} bytes, not {view.nbytes:#x} "
+                f"bytes at {address:#x}: make it with alloc(), or with mmap.mmap(-1, size)"
+            )
+        return self._map_memory(
+            view, iova=iova, max_iova=max_iova, readable=readable, writable=writable
+        )
+
+    def alloc(
+        self,
+        size: int,
+        *,
+        align: int | None = None,
+        max_iova: int | None = None,
+        huge: bool | int = False,
+    ) -> DmaBuffer:
+        """Allocate zeroed memory that devices and this process share.
+
+        Buffers up to 1 MiB come from a pool, without a system call. The pool's memory is reachable
+        by devices as long as the pool keeps it, also where no buffer lies.
+
+        Args:
+            size: bytes.
+            align: of its IOVA, a power of two. None aligns it so that a buffer no larger than a
+                page lies in one page, and a larger one begins at a page.
+            max_iova: the last address that the device can reach, for one with fewer address bits:
+                ``(1 << 28) - 1``.
+            huge: True for huge pages of the host's default size, or their size in bytes. They come
+                from the host's pool (/proc/sys/vm/nr_hugepages).
+
+        Raises:
+            ArgumentError: a size or alignment that makes no sense.
+            NoSpace: no address is free.
+            LockedMemoryLimit, MappingLimit, KernelError: the kernel refused; ENOMEM where memory,
+                or the pool of huge pages, is exhausted.
+            Unsupported: the host has no huge pages of that size.
+            StateError: no device is open in it.
+        """
+        try:
+            bin = self._bins[size + GRAIN - 1 & -GRAIN, align, max_iova, huge]
+            place = bin.free.pop()
+        except (KeyError, IndexError):
+            if size <= 0 or (align is not None and (align <= 0 or align & (align - 1))):
+                raise errors.ArgumentError(
+                    f"size {size} must be positive, alignment {align} a power of two"
+                ) from None
+            if huge or max(size, align or 0) > LARGEST_BLOCK:
+                return self._alloc_alone(size, align or 1, max_iova, huge)
+            bin, place = self._pool.carve(size + GRAIN - 1 & -GRAIN, align, max_iova)
+        block = bin.block(place[1])
+        block.place = place
+        view = memoryview(block).cast("B")
+        view[:] = bin.zeros
+        if size != bin.size:
+            view = view[:size]
+        return DmaBuffer(place[0], size, view, bin.tidy)
+
+    def close(self) -> None:
+        """Close the devices open in it, undo its mappings and close its files, at once.
+
+        Views of buffers stay valid until they are let go. Closing again does nothing.
+        """
+        with self._lock, ExitStack() as steps:
+            steps.callback(self._close)
+            if self._info is not None:
+                steps.callback(self._unmap_all)
+            steps.callback(self._close_devices)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # For implementations, mappings and the pool.
+
+    def _ready(self) -> SpaceInfo:
+        if self._info is None:
+            self._refuse_closed()
+            raise errors.StateError(
+                "no device is open in this address space, so it has no IOMMU yet: "
+                "open a device in it first"
+            )
+        return self._info
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise errors.Closed("the address space is closed (or was made before a fork)")
+
+    def _refresh(self) -> None:
+        """Ask the kernel again, after a device came or went."""
+        info = self._ask()
+        iovas = IovaAllocator(info.ranges if info is not None else ())
+        for mapping in self._mappings.values():
+            iovas.take(mapping.iova, mapping.size)
+        self._info, self._iovas = info, iovas
+
+    def _map_memory(
+        self,
+        view: memoryview,
+        *,
+        iova: int | None = None,
+        align: int = 1,
+        max_iova: int | None = None,
+        readable: bool = True,
+        writable: bool = True,
+    ) -> Mapping:
+        with self._lock:
+            page = self.page_size
+            size = view.nbytes
+            if iova is None:
+                iova = self._choose(size, max(align, page), max_iova)
+            else:
+                self._take(iova, size, page, max_iova)
+            try:
+                self._map(memory.address_of(view), iova, size, readable, writable)
+            except BaseException:
+                self._iovas.free(iova, size)
+                raise
+            mapping = self._mappings[iova] = Mapping(self, view, iova)
+            return mapping
+
+    def _choose(self, size: int, align: int, max_iova: int | None) -> int:
+        if max_iova is None:
+            try:
+                return self._iovas.allocate(size, align, lowest=_LOW)
+            except errors.NoSpace:
+                pass
+        # Not 0: it is a legal address, but many devices take it for "no buffer".
+        return self._iovas.allocate(size, align, lowest=1, highest=max_iova)
+
+    def _take(self, iova: int, size: int, page: int, max_iova: int | None) -> None:
+        last = iova + size - 1
+        if iova % page:
+            raise errors.ArgumentError(f"IOVA {iova:#x} must be a multiple of {page:#x}")
+        ranges = self.iova_ranges
+        if max_iova is not None and last > max_iova:
+            ranges = (IovaRange(0, max_iova),)
+        if not any(r.start <= iova and last <= r.last for r in ranges):
+            raise errors.RangeError(
+                f"IOVA {iova:#x}-{last:#x} is out of reach; these can be mapped: "
+                + ", ".join(map(str, ranges))
+            )
+        try:
+            self._iovas.take(iova, size)
+        except errors.NoSpace:
+            taken = [
+                str(IovaRange(mapping.iova, mapping.iova + mapping.size - 1))
+                for mapping in self._mappings.values()
+                if mapping.iova <= last and iova < mapping.iova + mapping.size
+            ]
+            raise errors.NoSpace(
+                f"IOVA {iova:#x}-{last:#x} overlaps what is mapped at {', '.join(taken)}: close "
+                "that first, or leave the choice of address to map()"
+            ) from None
+
+    def _unmap_mapping(self, mapping: Mapping) -> None:
+        with self._lock:
+            if mapping.closed:
+                return
+            size = self._unmap(mapping.iova, mapping.size)
+            if size != mapping.size:
+                raise self._unmapped_wrong(mapping, size)
+            del self._mappings[mapping.iova]
+            self._iovas.free(mapping.iova, mapping.size)
+            mapping._forget()
+
+    @abstractmethod
+    def _unmapped_wrong(self, mapping: Mapping, size: int) -> errors.KernelError:
+        """The error for an unmapping after which `size` bytes are gone instead of all."""
+
+    def _unmap_all(self) -> None:
+        """Undo every mapping and forget it; for when the last device leaves."""
+        try:
+            # None: the kernel dropped them itself, with a device that was removed.
+            if self._ask() is not None:
+                for mapping in list(self._mappings.values()):
+                    mapping.close()
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """All mappings are gone."""
+        for mapping in self._mappings.values():
+            mapping._forget()
+        self._mappings.clear()
+        self._pool.abandon()
+        self._info = None
+        self._iovas = IovaAllocator(())
+
+    def _alloc_alone(
+        self, size: int, align: int, max_iova: int | None, huge: bool | int
+    ) -> DmaBuffer:
+        """A buffer with a mapping of its own."""
+        page = self.page_size
+        huge_page = None
+        if huge:
+            huge_page = _default_huge_page() if huge is True else huge
+            page = max(page, huge_page)
+        length = -(-size // page) * page
+        if length >= _SUPERPAGE:
+            align = max(align, _SUPERPAGE)
+        if huge_page is None:
+            view = memory.allocate_shared(length)
+        else:
+            view = _allocate_huge(length, huge_page)
+        mapping = self._map_memory(view, align=max(align, page), max_iova=max_iova)
+        return DmaBuffer(mapping.iova, size, view[:size], mapping.close)
+
+
+def _default_huge_page() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Hugepagesize:"):
+            return int(line.split()[1]) << 10
+    raise errors.Unsupported("this host's kernel has no huge pages")
+
+
+def _allocate_huge(length: int, huge_page: int) -> memoryview:
+    pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{huge_page >> 10}kB")
+    if huge_page <= 0 or not pool.is_dir():
+        sizes = [int(p.name[10:-2]) << 10 for p in pool.parent.glob("hugepages-*kB")]
+        raise errors.Unsupported(
+            f"this host has no huge pages of {huge_page:#x} bytes; it has "
+            + (", ".join(f"{size:#x}" for size in sorted(sizes)) or "none")
+        )
+    try:
+        return memory.allocate_shared(length, huge_page)
+    except errors.KernelError as error:
+        need = length // huge_page
+        raise errors.KernelError.from_call(
+            error,
+            f"{need} huge pages of {huge_page >> 10} KiB are needed, "
+            f"{(pool / 'free_hugepages').read_text().strip()} are free; as root, for the default "
+            f"size: echo N > /proc/sys/vm/nr_hugepages, for this one: echo N > {pool}/nr_hugepages",
+        ) from None
+
+
+_live: weakref.WeakSet[AddressSpace] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    # The descriptors are closed in the child; the mappings are the parent's. Another thread of the
+    # parent may have held the lock.
+    for space in list(_live):
+        space._lock = threading.RLock()
+        space._forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,153 @@
+"""The type1 IOMMU: the address space of x86, arm64 and most other hosts."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import resource
+from pathlib import Path
+
+from pyvfio import errors
+from pyvfio.abi import vfio
+from pyvfio.iommu.container import Container
+from pyvfio.iommu.container_space import ContainerSpace
+from pyvfio.iommu.dma import Mapping
+from pyvfio.iommu.info import SpaceInfo, malformed, parse_type1_info
+
+_LARGEST_INFO = 1 << 20
+_ENTRY_LIMIT = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
+_CAP_IPC_LOCK = 14
+
+
+class Type1(ContainerSpace):
+    """A type1 address space.
+
+    Attributes:
+        version: 2 for type1v2, 1 for type1, whose unmapping may split a mapping.
+    """
+
+    def __init__(self, container: Container | None = None, *, version: int = 2) -> None:
+        """Make one.
+
+        Args:
+            container: an open container to use, closed with the space; None opens one.
+            version: 2, or 1 for the old interface. Where the kernel has only the old one, that is
+                taken.
+
+        Raises:
+            NoVfio, AccessDenied, OpenFilesLimit, KernelError: no container can be opened.
+            Unsupported: the kernel has no type1 IOMMU.
+        """
+        if version not in _KINDS:
+            raise errors.ArgumentError(f"type1 has versions 1 and 2, not {version!r}")
+        super().__init__(container)
+        try:
+            self.version = next(
+                (v for v in (version, 1) if self.container.check_extension(_KINDS[v])), 0
+            )
+            if not self.version:
+                raise errors.Unsupported(
+                    "the kernel has no type1 IOMMU: load it with: modprobe vfio_iommu_type1"
+                )
+        except BaseException:
+            self.container.close()
+            raise
+
+    def _set_iommu(self) -> None:
+        self.container.set_iommu(_KINDS[self.version])
+
+    def _ask(self) -> SpaceInfo | None:
+        kind = vfio.vfio_iommu_type1_info
+        size = ctypes.sizeof(kind)
+        while True:
+            answer = bytearray(size)
+            info = kind.from_buffer(answer)
+            info.argsz = size
+            try:
+                self.container.file.ioctl(vfio.VFIO_IOMMU_GET_INFO, answer)
+            except errors.KernelError as error:
+                if error.errno == errno.EINVAL:
+                    return None
+                raise
+            if info.argsz <= size:
+                return parse_type1_info(bytes(answer))
+            # The kernel has more to tell, and says how much room it needs.
+            size = info.argsz
+            if size > _LARGEST_INFO:
+                raise malformed(f"{size:#x} bytes of information")
+
+    def _map(self, address: int, iova: int, size: int, readable: bool, writable: bool) -> None:
+        argument = vfio.vfio_iommu_type1_dma_map(
+            argsz=ctypes.sizeof(vfio.vfio_iommu_type1_dma_map),
+            flags=vfio.VFIO_DMA_MAP_FLAG_READ * readable | vfio.VFIO_DMA_MAP_FLAG_WRITE * writable,
+            vaddr=address,
+            iova=iova,
+            size=size,
+        )
+        try:
+            self.container.file.ioctl(vfio.VFIO_IOMMU_MAP_DMA, argument)
+        except errors.KernelError as error:
+            raise _explain(error, iova, size) from None
+
+    def _unmap(self, iova: int, size: int) -> int:
+        argument = vfio.vfio_iommu_type1_dma_unmap(
+            argsz=ctypes.sizeof(vfio.vfio_iommu_type1_dma_unmap), iova=iova, size=size
+        )
+        self.container.file.ioctl(vfio.VFIO_IOMMU_UNMAP_DMA, argument)
+        return int(argument.size)
+
+    def _unmapped_wrong(self, mapping: Mapping, size: int) -> errors.KernelError:
+        return errors.KernelError(
+            errno.EIO,
+            vfio.VFIO_IOMMU_UNMAP_DMA.name,
+            self.container.file.path,
+            f"the kernel unmapped {size:#x} of the {mapping.size:#x} bytes at IOVA "
+            f"{mapping.iova:#x}; devices may still reach the rest until the address space is "
+            "closed",
+        )
+
+
+_KINDS = {1: vfio.VFIO_TYPE1_IOMMU, 2: vfio.VFIO_TYPE1v2_IOMMU}
+
+
+def _explain(error: errors.KernelError, iova: int, size: int) -> errors.KernelError:
+    """What it means that ``VFIO_IOMMU_MAP_DMA`` was refused."""
+    if error.errno == errno.ENOMEM:
+        return _no_memory(error, size)
+    if error.errno == errno.ENOSPC:
+        try:
+            limit = _ENTRY_LIMIT.read_text().strip()
+        except OSError:
+            limit = "its maximum of"
+        return errors.MappingLimit.from_call(
+            error,
+            f"the container holds {limit} mappings, and the kernel allows no more: map fewer, "
+            "larger pieces (alloc() serves many buffers from one mapping), or raise the limit for "
+            f"containers made from now on: echo N > {_ENTRY_LIMIT}",
+        )
+    meaning = {
+        errno.EEXIST: "something is mapped there already, not through this address space",
+        errno.EINVAL: "the IOMMU cannot reach it",
+        errno.EFAULT: "the memory is not this process's, or is read-only",
+    }.get(error.errno or 0, "")
+    where = f"{size:#x} bytes at IOVA {iova:#x}"
+    return errors.KernelError.from_call(error, f"{where}: {meaning}" if meaning else where)
+
+
+def _no_memory(error: errors.KernelError, size: int) -> errors.KernelError:
+    """Tell the limit on locked memory from memory that is really exhausted."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    locked = int(status["VmLck"].split()[0]) << 10
+    unlimited = limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) >> _CAP_IPC_LOCK & 1
+    if unlimited or locked + size <= limit:
+        return errors.KernelError.from_call(
+            error, f"the host has no memory left to pin and map {size:#x} bytes"
+        )
+    return errors.LockedMemoryLimit.from_call(
+        error,
+        f"memory that devices reach is locked, and this process may lock {limit >> 10} KiB: "
+        f"{locked >> 10} KiB are locked, {size >> 10} KiB more are needed. Raise the limit with "
+        "ulimit -l (as root, or memlock in /etc/security/limits.conf; LimitMEMLOCK= for a systemd "
+        "unit), or give the process CAP_IPC_LOCK",
+    )

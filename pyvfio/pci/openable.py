@@ -1,0 +1,89 @@
+"""Whether a function could be opened through VFIO, and if not, what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from pyvfio import errors
+from pyvfio._sys import sysfs
+from pyvfio.pci import modules, paths
+from pyvfio.pci.function import Function
+from pyvfio.pci.group import IommuGroup, is_vfio
+
+
+def check_openable(function: Function) -> IommuGroup:
+    """Check all that stands before opening a function; opens nothing.
+
+    Returns:
+        Its group, which is there to be opened.
+
+    Raises:
+        DeviceNotFound: it is no longer there.
+        NoIommu: it is in no IOMMU group.
+        NoVfio: the VFIO driver is not loaded, or its node is missing.
+        NotBound: it is not bound to a VFIO driver.
+        AccessDenied: the group's node may not be opened.
+        GroupNotViable: other members of its group belong to the host.
+    """
+    address, driver, group = function.address, function.driver, function.iommu_group
+    if not function.sysfs.exists():
+        Function(address)  # says so
+    if group is None and not noiommu_allowed():
+        raise no_iommu(function)
+    if not is_vfio(driver):
+        if not modules.is_registered("vfio-pci"):
+            raise errors.NoVfio(
+                f"the vfio-pci driver is not loaded: `pyvfio bind {address}` loads it and binds "
+                "the device to it"
+            )
+        holder = f"the driver {driver}" if driver else "no driver"
+        raise errors.NotBound(
+            f"{address} is bound to {holder}, not to vfio-pci: run `pyvfio bind {address}`"
+        )
+    if group is None:
+        raise no_iommu(function)
+    if not os.path.exists(group.path):
+        raise errors.NoVfio(
+            f"{group.path} does not exist although {address} is bound to {driver}: a container "
+            "must be given the node (docker: --device), elsewhere devtmpfs or udevd makes it"
+        )
+    if not os.access(group.path, os.R_OK | os.W_OK):
+        raise errors.AccessDenied(
+            errno.EACCES,
+            "open",
+            group.path,
+            f"run as root, or let a user have the group: chown USER {group.path}",
+        )
+    if culprits := group.culprits:
+        # A culprit may have been given back since.
+        found = [(str(member.address), member.driver or "none") for member in culprits]
+        listed = ", ".join(f"{culprit} ({its_driver})" for culprit, its_driver in found)
+        commands = " && ".join(f"pyvfio bind {culprit}" for culprit, _ in found)
+        raise errors.GroupNotViable(
+            f"IOMMU group {group.id} of {address} is not viable, as the host's drivers hold "
+            f"{listed}: all of a group goes to VFIO or none. Bind them too: `{commands}`",
+            found,
+        )
+    return group
+
+
+def noiommu_allowed() -> bool:
+    """Whether VFIO was told to do without an IOMMU."""
+    try:
+        return sysfs.read(paths.SYSFS / _NOIOMMU) == "Y"
+    except errors.KernelError:
+        return False
+
+
+def no_iommu(function: Function) -> errors.NoIommu:
+    """The error for a function without a group; says what to do."""
+    return errors.NoIommu(
+        f"{function.address} is in no IOMMU group, so nothing would confine its DMA. Enable the "
+        "IOMMU in the firmware (VT-d, AMD-Vi, SMMU) and in the kernel (intel_iommu=on on Intel; "
+        "it is on elsewhere unless iommu=off). A kernel with CONFIG_VFIO_NOIOMMU can do without, "
+        f"at your own risk: echo 1 > /sys/{_NOIOMMU}"
+    )
+
+
+_NOIOMMU = "module/vfio/parameters/enable_unsafe_noiommu_mode"

@@ -1,0 +1,1 @@
+"""`tools/demo`: the main job, in words and numbers a newcomer understands."""
