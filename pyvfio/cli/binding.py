@@ -46,5 +46,5 @@ def run_unbind(options: argparse.Namespace) -> None:
 
     function = common.function(options.address)
     before = function.driver
-    pci.restore(function.address)
+    pci.unbind(function.address)
     print(f"{function.address}: {before or 'no driver'} -> {function.driver or 'no driver'}")

@@ -7,9 +7,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pyvfio.iommu import AddressSpace, Type1
-from pyvfio.pci.config import Command, ConfigSpace
-
 from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio.abi import pci_regs, vfio
@@ -18,7 +15,9 @@ from pyvfio.device.config import ConfigRegion, LiveConfig
 from pyvfio.device.irq import Irq
 from pyvfio.device.msix import Msix
 from pyvfio.device.region import Region
+from pyvfio.iommu import AddressSpace, Type1
 from pyvfio.pci import Address, Function, check_openable
+from pyvfio.pci.config import Command, ConfigSpace
 
 if TYPE_CHECKING:
     from typing_extensions import Self

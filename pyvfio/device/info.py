@@ -6,13 +6,12 @@ import ctypes
 import errno
 from dataclasses import dataclass
 
-from pyvfio.iommu.info import capabilities
-
 from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio.abi import vfio
 from pyvfio.abi.ioctl import Request
 from pyvfio.device.region import Area
+from pyvfio.iommu.info import capabilities
 
 # More than any kernel says of one region (a sparse map of thousands of areas); a larger answer is
 # a fault, not a reason to allocate what it asks for.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -118,6 +120,7 @@ class Region:
         self._bad32 = ~(span & ~3)
         self._bad64 = ~(span & ~7)
         self._disarm()
+        _live.add(self)
 
     def read8(self, offset: int) -> int:
         """One 8-bit read at byte `offset`; errors as :meth:`read32`."""
@@ -388,3 +391,15 @@ class Region:
     def _check_writable(self) -> None:
         if not self.writable:
             raise errors.ArgumentError(f"{self.name} is read-only")
+
+
+_live: weakref.WeakSet[Region] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    # A child has no mapping of the device: without this its next access would be a fault.
+    for region in list(_live):
+        region.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

@@ -141,7 +141,7 @@ class Function:
     @property
     def resources(self) -> tuple[Resource, ...]:
         """All its resources by the kernel's number: 0 to 5 the BARs, 6 the ROM, then those of
-        virtual functions and the windows of a bridge. Without privilege the addresses read 0.
+        virtual functions and the windows of a bridge.
         """
         lines = self._read("resource").splitlines()
         return tuple(Resource(*(int(word, 16) for word in line.split())) for line in lines)

@@ -61,7 +61,7 @@ def build(
     for number, (id, body) in enumerate(extended, 1):
         end = (at + 4 + len(body) + 3) & ~3
         last = number == len(extended)
-        data[at : at + 4 + len(body)] = struct.pack("<I", id | 1 << 16 | (0 if last else end << 20))
+        data[at : at + 4] = struct.pack("<I", id | 1 << 16 | (0 if last else end << 20))
         data[at + 4 : at + 4 + len(body)] = body
         at = end
         assert at <= 0x1000

@@ -46,16 +46,10 @@ ASSUMED = (
     *("openssl-provider-legacy"),
 )
 
-# Without maintainer scripts some links are missing: Debian's merged /usr, and alternatives.
-LINKS = {
-    "bin": "usr/bin",
-    "sbin": "usr/sbin",
-    "lib": "usr/lib",
-    "lib64": "usr/lib64",
-    "init": "usr/lib/bench/init",
-    "usr/bin/sh": "busybox",
-    "usr/bin/env": "busybox",
-}
+# Without maintainer scripts some links are missing.
+MERGED_USR = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
+LINKS = {"usr/bin/sh": "busybox", "usr/bin/env": "busybox"}
+ALTERNATIVES = ("blas/libblas.so.3", "lapack/liblapack.so.3")
 
 UNUSED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/i18n", "usr/share/bug"),
@@ -139,79 +133,76 @@ def _remove_unused(images: Path) -> None:
 
 def _build(profile: Profile, image: Path, scratch: Path) -> None:
     image.mkdir()
-    root, kernel, compiler = scratch / "root", scratch / "kernel", scratch / "compiler"
-    with step(f"Fetching Debian {SUITE} for {profile.architecture}") as progress:
-        system = _fetch(profile.architecture, PACKAGES, progress)
-        linux = _fetch(profile.architecture, (profile.kernel_package,), progress)
+    root, compiler = scratch / "root", scratch / "compiler"
+    packages = _fetch(profile.architecture, (*PACKAGES, profile.kernel_package))
     with step("Unpacking") as progress:
-        _unpack(system, root, progress)
-        _unpack(linux, kernel, progress)
+        _unpack(packages, root, progress)
     with step("Choosing kernel modules"):
-        release = _install_kernel(profile, kernel, root, image)
+        release = _install_kernel(profile, root, image, scratch)
     if profile.architecture == debian.machine_architecture():
         compiler = root
     else:
-        with step("Fetching Python's compiler") as progress:
-            _unpack(_fetch(debian.machine_architecture(), PYTHON, progress), compiler, progress)
+        host_python = _fetch(debian.machine_architecture(), PYTHON)
+        with step("Unpacking Python's compiler") as progress:
+            _unpack(host_python, compiler, progress)
     with step("Compiling the guest's Python library"):
         _finish_root(root)
         _byte_compile(root, compiler)
     with step("Writing the image"), (image / "initrd").open("wb") as output:
         cpio.write(root, output)
     (image / "release").write_text(release)
-    (image / "packages").write_text("".join(f"{path.name}\n" for path in (*system, *linux)))
+    (image / "packages").write_text("".join(f"{path.name}\n" for path in packages))
 
 
-def _fetch(architecture: str, packages: tuple[str, ...], progress: Step) -> list[Path]:
+def _fetch(architecture: str, packages: tuple[str, ...]) -> list[Path]:
     directory = cache_directory() / "debian" / f"{SUITE}-{architecture}"
     archive = debian.Archive(directory, architecture, SUITE)
-    # Architectures are fetched for one image at a time; another profile of the same may be, too.
-    with _locked(directory / "bench.lock"):
+    with (
+        step(f"Fetching Debian {SUITE} for {architecture}") as progress,
+        _locked(directory / "bench.lock"),  # another profile may want the same architecture
+    ):
         archive.update(progress)
         return archive.fetch(packages, ASSUMED, progress)
 
 
 def _unpack(packages: list[Path], root: Path, progress: Step) -> None:
-    for path, target in LINKS.items():
-        link = root / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(target)
-        if path == target.rpartition("/")[2]:
-            (root / target).mkdir(parents=True, exist_ok=True)
+    for path, target in MERGED_USR.items():
+        (root / target).mkdir(parents=True)
+        (root / path).symlink_to(target)
     for package in packages:
         progress.update(package.name.partition("_")[0])
         debian.unpack(package, root)
 
 
-def _install_kernel(profile: Profile, kernel: Path, root: Path, image: Path) -> str:
-    """Put the kernel into `image` and the modules asked for into `root`; returns the release."""
-    (tree,) = (kernel / "usr/lib/modules").iterdir()
+def _install_kernel(profile: Profile, root: Path, image: Path, scratch: Path) -> str:
+    """Take the kernel to `image` and leave only the modules wanted; returns its release."""
+    (kernel,) = (root / "boot").glob("vmlinu[xz]-*")
+    shutil.copyfile(kernel, image / "linux")
+    shutil.rmtree(root / "boot")
+    # All modules go aside, those wanted come back.
+    aside = scratch / "modules"
+    (aside / "usr/lib").mkdir(parents=True)
+    (aside / "lib").symlink_to("usr/lib")
+    (root / "usr/lib/modules").rename(aside / "usr/lib/modules")
+    (tree,) = (aside / "usr/lib/modules").iterdir()
     release = tree.name
-    shutil.copyfile(next((kernel / "boot").glob("vmlinu[xz]-*")), image / "linux")
-    subprocess.run(["depmod", "-b", str(kernel), release], check=True)
-    wanted = [name.replace("_", "-") for name in (*MODULES, *profile.modules)]
-    shown = subprocess.run(
-        ["modprobe", "-d", str(kernel), "-S", release, "--show-depends", "-a", *wanted],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    subprocess.run(["depmod", "-b", str(aside), release], check=True)
+    command = ["modprobe", "-d", str(aside), "-S", release, "--show-depends", "-a"]
+    command += [*MODULES, *profile.modules]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True)
     if shown.returncode != 0:
         raise BenchError(f"a module is not in {profile.kernel_package}: {shown.stderr.strip()}")
-    for line in sorted(set(shown.stdout.splitlines())):
-        verb, _, path = line.partition(" ")
-        if verb != "insmod":  # "builtin NAME": nothing to copy
-            continue
-        source = Path(path.strip())
-        target = root / source.resolve().relative_to(kernel.resolve())
+    # Each line is "insmod PATH" or "builtin NAME".
+    wanted = {Path(line.split()[1]) for line in shown.stdout.splitlines() if line[0] == "i"}
+    lists = (tree / name for name in ("modules.builtin", "modules.builtin.modinfo"))
+    for source in (*wanted, *lists):
+        target = root / source.resolve().relative_to(aside.resolve())
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".xz":
             # The guest would decompress it under emulation.
             target.with_suffix("").write_bytes(lzma.decompress(source.read_bytes()))
         else:
             shutil.copyfile(source, target)
-    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
-        shutil.copyfile(tree / name, root / "usr/lib/modules" / release / name)
     subprocess.run(["depmod", "-b", str(root), release], check=True)
     return release
 
@@ -220,18 +211,18 @@ def _finish_root(root: Path) -> None:
     for pattern in UNUSED:
         for path in root.glob(pattern):
             shutil.rmtree(path)
-    for directory in ("proc", "sys", "dev", "run", "tmp", "root", "usr/lib/bench"):
-        (root / directory).mkdir(parents=True, exist_ok=True)
-    shutil.copy(GUEST_FILES / "init", root / "usr/lib/bench/init")
-    shutil.copy(GUEST_FILES / "pyvfio", root / "usr/bin/pyvfio")
-    for library in ("blas/libblas.so.3", "lapack/liblapack.so.3"):
+    for directory in ("proc", "sys", "dev", "run", "tmp", "root", "etc"):
+        (root / directory).mkdir(exist_ok=True)
+    for path, target in LINKS.items():
+        (root / path).symlink_to(target)
+    for library in ALTERNATIVES:
         for path in root.glob(f"usr/lib/*/{library}"):
             (path.parents[1] / path.name).symlink_to(library)
-    (root / "etc").mkdir(exist_ok=True)
+    shutil.copy(GUEST_FILES / "init", root / "init")
+    shutil.copy(GUEST_FILES / "pyvfio", root / "usr/bin/pyvfio")
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
-    (root / "etc/hostname").write_text("bench\n")
 
 
 def _byte_compile(root: Path, compiler: Path) -> None:

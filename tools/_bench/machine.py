@@ -201,17 +201,42 @@ class _Machine:
     async def serve(self) -> int:
         """Carry the command's streams until it ends; returns its exit status."""
         limit = self.options.time_limit
+        serving = asyncio.create_task(self._serve())
+        ended = asyncio.create_task(self._qemu.wait())
         try:
-            return await asyncio.wait_for(self._serve(), limit)
-        except asyncio.TimeoutError:
-            raise TimeLimit(
-                f"the time limit of {limit:g} s is over; QEMU was ended. The end of its console:\n"
-                f"{self._console_tail()}"
-            ) from None
+            await asyncio.wait(
+                (serving, ended), timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
+            if serving.done():
+                return await serving
+            if ended.done():
+                raise MachineDied(self._obituary(f"QEMU ended: {self._shutdown_reason}"))
+            raise TimeLimit(self._obituary(f"the time limit of {limit:g} s is over"))
+        finally:
+            for task in (serving, ended):
+                task.cancel()
+            await asyncio.gather(serving, ended, return_exceptions=True)
 
     async def _serve(self) -> int:
-        with step(f"Booting {self.profile.name} ({self.options.accelerator})") as booting:
-            watch = asyncio.create_task(self._watch_qemu())
-            control = await self._control(booting)
-        ...
-        raise NotImplementedError
+        qmp = QMPClient("bench")
+        with step(f"Booting {self.profile.name} under {self.options.accelerator}") as booting:
+            await qmp.connect(self._ours["qmp"])
+            reader, writer = await asyncio.open_unix_connection(sock=self._ours["control"])
+            writer.write(self.request.script(self.profile).encode())
+            await self._await_ready(reader, booting)
+            booting.hide()
+        streams = [
+            asyncio.create_task(_copy(self._ours["stdout"], sys.stdout.buffer)),
+            asyncio.create_task(_copy(self._ours["stderr"], sys.stderr.buffer)),
+        ]
+        try:
+            with self._user_terminal(writer):
+                status = await self._await_exit(reader)
+            # What the command wrote is in the sockets before its status is; QEMU's end closes them.
+            with contextlib.suppress(Exception):
+                await qmp.execute("quit")
+            await asyncio.gather(*streams)
+        finally:
+            for stream in streams:
+                stream.cancel()
+        return status
