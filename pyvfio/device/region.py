@@ -59,6 +59,7 @@ class Region:
     """
 
     __slots__ = (
+        "__weakref__",
         "_bad8",
         "_bad16",
         "_bad32",
