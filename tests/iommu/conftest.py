@@ -13,14 +13,19 @@ from pyvfio.iommu import Type1, container_space
 from .standin import Kernel
 
 
+def stand_in(patch: pytest.MonkeyPatch) -> Kernel:
+    """Put the stand-in in the kernel's place."""
+    kernel = Kernel()
+    for name in ("open", "close", "ioctl"):
+        patch.setattr(calls, name, getattr(kernel, name))
+    patch.setattr(container_space, "check_openable", lambda function: function.iommu_group)
+    return kernel
+
+
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """The stand-in, in the kernel's place."""
-    kernel = Kernel()
-    for name in ("open", "close", "ioctl"):
-        monkeypatch.setattr(calls, name, getattr(kernel, name))
-    monkeypatch.setattr(container_space, "check_openable", lambda function: function.iommu_group)
-    return kernel
+    return stand_in(monkeypatch)
 
 
 @pytest.fixture

@@ -1,0 +1,578 @@
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvfio import errors
+from pyvfio.abi import vfio
+from pyvfio.iommu import Container, Group, IovaRange, Type1, group, type1
+
+from .standin import Kernel
+
+PAGE = mmap.PAGESIZE
+Functions = Callable[..., Any]
+
+
+def memory(pages: int = 1) -> mmap.mmap:
+    return mmap.mmap(-1, pages * PAGE)
+
+
+# What it opens, and in which order.
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_open_and_close_leave_nothing(kernel: Kernel, function: Functions) -> None:
+    with Type1() as space:
+        file = space.open_device(function(7))
+        assert file.path == "0000:01:00.0"
+        assert [g.id for g in space.groups] == [7]
+        space.close_device(file)
+        space.close_device(file)
+        assert file.closed
+        assert space.groups == ()
+    space.close()
+    assert space.closed
+    assert kernel.files == {}
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_closing_the_space_closes_devices_first_then_mappings(
+    kernel: Kernel, function: Functions
+) -> None:
+    space = Type1()
+    file = space.open_device(function(1))
+    space.alloc(4096)
+    mapping = space.map(memory())
+    space.close()
+    assert file.closed
+    assert mapping.closed
+    assert kernel.files == {}
+    mapping.close()
+    space.close_device(file)
+
+
+def test_devices_of_one_group_share_its_file(kernel: Kernel, function: Functions) -> None:
+    with Type1() as space:
+        first = space.open_device(function(1, "0000:01:00.0"))
+        second = space.open_device(function(1, "0000:01:00.1"))
+        other = space.open_device(function(2, "0000:02:00.0"))
+        assert kernel.count("VFIO_GROUP_SET_CONTAINER") == 2
+        assert kernel.count("VFIO_SET_IOMMU") == 1
+        buffer = space.alloc(4096)
+        space.close_device(first)
+        assert [g.id for g in space.groups] == [1, 2]
+        space.close_device(second)
+        assert [g.id for g in space.groups] == [2]
+        assert len(kernel.mappings) == 1
+        assert buffer.view[0] == 0
+        space.close_device(other)
+        assert kernel.mappings == {}
+
+
+def test_when_the_last_device_leaves_everything_is_unmapped(
+    kernel: Kernel, function: Functions
+) -> None:
+    with Type1() as space:
+        file = space.open_device(function(1))
+        buffer, mapping = space.alloc(4096), space.map(memory())
+        view = buffer.view
+        space.close_device(file)
+        assert kernel.count("VFIO_IOMMU_UNMAP_DMA") == 2  # not left to the kernel
+        assert mapping.closed
+        view[0] = 1
+        buffer.close()
+        with pytest.raises(errors.StateError, match="open a device"):
+            space.alloc(4096)
+        space.open_device(function(1))
+        assert space.alloc(4096).view[0] == 0
+
+
+def test_a_device_that_counts_as_open_for_its_view_keeps_no_mapping(
+    kernel: Kernel, function: Functions
+) -> None:
+    """While somebody holds a view of a BAR, the kernel keeps device and group open."""
+    with Type1() as space:
+        file = space.open_device(function(1))
+        space.alloc(4096)
+        (held,) = (f for f in kernel.files.values() if hasattr(f, "devices"))
+        held.devices += 1  # type: ignore[union-attr]
+        space.close_device(file)
+        assert kernel.mappings == {}
+        space.open_device(function(2))  # the container has its IOMMU still
+        assert kernel.count("VFIO_SET_IOMMU") == 1
+        space.alloc(4096)
+
+
+FAILURES = [
+    "/dev/vfio/vfio",
+    "VFIO_GET_API_VERSION",
+    "VFIO_CHECK_EXTENSION",
+    "/dev/vfio/1",
+    "VFIO_GROUP_GET_STATUS",
+    "VFIO_GROUP_SET_CONTAINER",
+    "VFIO_SET_IOMMU",
+    "VFIO_GROUP_GET_DEVICE_FD",
+]
+
+
+@pytest.mark.usefixtures("no_leak")
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_failure_half_way_leaves_nothing(kernel: Kernel, function: Functions, what: str) -> None:
+    kernel.fail[what] = errno.EIO
+    with pytest.raises(errors.KernelError) as caught, Type1() as space:
+        try:
+            space.open_device(function(1))
+        finally:
+            assert space.groups == ()
+            assert len(kernel.files) == 1
+    assert caught.value.errno == errno.EIO
+    assert kernel.files == {}
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_a_second_group_that_fails_leaves_the_first_alone(
+    kernel: Kernel, function: Functions
+) -> None:
+    with Type1() as space:
+        space.open_device(function(1))
+        buffer = space.alloc(4096)
+        kernel.fail["VFIO_GROUP_GET_DEVICE_FD"] = errno.ENODEV
+        with pytest.raises(errors.DeviceGone, match="0000:02:00.0"):
+            space.open_device(function(2, "0000:02:00.0"))
+        assert [g.id for g in space.groups] == [1]
+        assert len(kernel.files) == 3
+        assert buffer.view[0] == 0
+
+
+def test_descriptors_that_the_caller_brings_are_used(kernel: Kernel, function: Functions) -> None:
+    container_fd = kernel.open("/dev/vfio/vfio", os.O_RDWR)
+    group_fd = kernel.open("/dev/vfio/3", os.O_RDWR)
+    with Type1(Container.from_fd(container_fd)) as space:
+        space.attach(Group.from_fd(group_fd, 3))
+        with pytest.raises(errors.StateError, match="already"):
+            space.attach(space.groups[0])
+        space.open_device(function(3))
+        assert set(kernel.files) > {container_fd, group_fd}
+    assert kernel.files == {}
+
+
+def test_a_container_that_is_set_up_already_is_taken_as_it_is(
+    kernel: Kernel, function: Functions
+) -> None:
+    container = Container.open()
+    brought = Group.open(3)
+    brought.set_container(container)
+    container.set_iommu(vfio.VFIO_TYPE1v2_IOMMU)
+    with Type1(container) as space:
+        space.attach(brought)
+        space.open_device(function(3))
+        assert kernel.count("VFIO_SET_IOMMU") == kernel.count("VFIO_GROUP_SET_CONTAINER") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "used"), [(2, {1, 3}, 3), (1, {1, 3}, 1), (2, {1}, 1)]
+)
+def test_the_version_of_type1(
+    kernel: Kernel, function: Functions, asked: int, available: set[int], used: int
+) -> None:
+    kernel.extensions = available
+    with Type1(version=asked) as space:
+        space.open_device(function(1))
+        (iommu,) = (f.iommu for f in kernel.files.values() if hasattr(f, "iommu"))
+        assert iommu == used
+        assert space.version == {1: 1, 3: 2}[used]
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_a_kernel_without_type1_is_refused(kernel: Kernel) -> None:
+    kernel.extensions = set()
+    with pytest.raises(errors.Unsupported, match="modprobe vfio_iommu_type1"):
+        Type1()
+    with pytest.raises(errors.ArgumentError):
+        Type1(version=3)
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_another_api_version_is_refused(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "vfio_get_api_version", lambda *_: 9)
+    with pytest.raises(errors.Unsupported, match="version 9"):
+        Type1()
+
+
+# What the kernel says.
+
+
+def test_ranges_page_sizes_and_mappings_come_from_the_kernel(
+    kernel: Kernel, function: Functions
+) -> None:
+    kernel.group_ranges[2] = [(0, (1 << 36) - 1)]
+    with Type1() as space:
+        for what in ("iova_ranges", "page_sizes", "page_size", "mappings_available"):
+            with pytest.raises(errors.StateError, match="open a device"):
+                getattr(space, what)
+        space.open_device(function(1))
+        assert space.iova_ranges == (
+            IovaRange(0, 0xFEDFFFFF),
+            IovaRange(0xFEF00000, (1 << 39) - 1),
+        )
+        assert space.page_sizes == 0x40201000
+        assert space.page_size == max(0x1000, PAGE)
+        assert space.mappings_available == 65535
+        space.map(memory())
+        assert space.mappings_available == 65534
+        second = space.open_device(function(2, "0000:02:00.0"))
+        assert space.iova_ranges[-1].last == (1 << 36) - 1
+        space.close_device(second)
+        assert space.iova_ranges[-1].last == (1 << 39) - 1
+
+
+def test_a_group_that_cannot_reach_what_is_mapped_is_refused(
+    kernel: Kernel, function: Functions
+) -> None:
+    kernel.group_ranges[2] = [(0, (1 << 31) - 1)]
+    with Type1() as space:
+        space.open_device(function(1))
+        mapping = space.map(memory(), iova=1 << 32)
+        with pytest.raises(errors.KernelError, match="cannot reach") as caught:
+            space.open_device(function(2, "0000:02:00.0"))
+        assert caught.value.errno == errno.EINVAL
+        mapping.close()
+        space.open_device(function(2, "0000:02:00.0"))
+        with pytest.raises(errors.RangeError, match="0x0-0x7fffffff"):
+            space.map(memory(), iova=1 << 32)
+
+
+def test_addresses_stay_taken_when_a_group_comes_or_goes(
+    kernel: Kernel, function: Functions
+) -> None:
+    with Type1() as space:
+        space.open_device(function(1))
+        mapping = space.map(memory(4))
+        second = space.open_device(function(2, "0000:02:00.0"))
+        assert space.map(memory()).iova == mapping.iova + 4 * PAGE
+        space.close_device(second)
+        assert space.map(memory()).iova == mapping.iova + 5 * PAGE
+
+
+def test_large_iommu_pages_are_honoured(kernel: Kernel, function: Functions) -> None:
+    kernel.page_sizes = 0x10000
+    with Type1() as space:
+        space.open_device(function(1))
+        assert space.page_size == 0x10000
+        with pytest.raises(errors.ArgumentError, match="0x10000"):
+            space.map(memory())
+        space.alloc(100).close()
+        space.alloc((2 << 20) + 1)
+        assert all(size % 0x10000 == 0 for size in kernel.mappings.values())
+
+
+def test_an_answer_that_asks_for_endless_room_is_refused(
+    space: Type1, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(container: object, arg: bytearray) -> None:
+        vfio.vfio_iommu_type1_info.from_buffer(arg).argsz = 0xFFFFFFFF
+
+    monkeypatch.setattr(kernel, "vfio_iommu_get_info", greedy)
+    with pytest.raises(errors.KernelError, match="makes no sense"):
+        _ = space.mappings_available
+    monkeypatch.undo()
+
+
+# Mapping.
+
+
+def test_map_and_unmap(space: Type1, kernel: Kernel) -> None:
+    with space.map(memory(3)) as mapping:
+        assert kernel.mappings == {mapping.iova: 3 * PAGE}
+        assert mapping.size == 3 * PAGE
+        assert mapping.iova >= 1 << 32
+    mapping.close()
+    assert mapping.closed
+    assert kernel.mappings == {}
+
+
+def test_zero_is_an_iova_but_never_a_free_choice(space: Type1, kernel: Kernel) -> None:
+    assert space.map(memory(), max_iova=2 * PAGE - 1).iova == PAGE
+    with pytest.raises(errors.NoSpace):
+        space.map(memory(), max_iova=2 * PAGE - 1)
+    assert space.map(memory(), iova=0).iova == 0
+    assert kernel.mappings == {0: PAGE, PAGE: PAGE}
+
+
+def test_when_the_addresses_above_4_gib_are_taken_the_lower_ones_serve(
+    kernel: Kernel, function: Functions
+) -> None:
+    kernel.ranges = [(0, 0xFFFF)]
+    with Type1() as space:
+        space.open_device(function(1))
+        assert space.map(memory()).iova == PAGE
+
+
+def test_what_is_mapped_is_kept_alive(space: Type1) -> None:
+    area = memory()
+    iova = space.map(area).iova
+    with pytest.raises(BufferError):
+        area.close()
+    space._mappings[iova].close()
+    area.close()
+
+
+def test_numpy_arrays_are_mapped(space: Type1, kernel: Kernel) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.frombuffer(memory(2), "<f8").reshape(4, -1)
+    with space.map(array) as mapping:
+        assert kernel.mappings == {mapping.iova: 2 * PAGE}
+    with pytest.raises(errors.ArgumentError, match="contiguous"):
+        space.map(array[:, ::2])
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        b"bytes are read-only" * PAGE,
+        bytearray(PAGE + 1),
+        bytearray(0),
+        memoryview(memory(2))[64 : PAGE + 64],
+        memoryview(memory(2))[: PAGE - 64],
+    ],
+    ids=["read-only", "length", "empty", "unaligned", "short"],
+)
+def test_memory_that_cannot_be_mapped_is_refused(
+    space: Type1, kernel: Kernel, buffer: object
+) -> None:
+    with pytest.raises(errors.ArgumentError, match="alloc"):
+        space.map(buffer)
+    assert kernel.mappings == {}
+
+
+def test_readable_and_writable_reach_the_kernel(
+    space: Type1, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: list[int] = []
+    monkeypatch.setattr(kernel, "vfio_iommu_map_dma", lambda _, arg: flags.append(arg.flags))
+    for index, (readable, writable) in enumerate([(True, True), (True, False), (False, True)]):
+        space.map(memory(), iova=index * PAGE, readable=readable, writable=writable)
+    assert flags == [3, 1, 2]
+    with pytest.raises(errors.ArgumentError):
+        space.map(memory(), readable=False, writable=False)
+    monkeypatch.undo()
+
+
+def test_a_fixed_iova_is_checked_before_the_kernel_is_asked(space: Type1, kernel: Kernel) -> None:
+    space.map(memory(2), iova=0x10000)
+    asked = kernel.count("VFIO_IOMMU_MAP_DMA")
+    with pytest.raises(errors.ArgumentError, match="multiple"):
+        space.map(memory(), iova=0x10001)
+    with pytest.raises(errors.RangeError, match="0x0-0xfedfffff, 0xfef00000-0x7fffffffff"):
+        space.map(memory(), iova=0xFEE00000)
+    with pytest.raises(errors.RangeError, match="0x0-0xffff"):
+        space.map(memory(), iova=0x10000, max_iova=0xFFFF)
+    with pytest.raises(errors.RangeError):
+        space.map(memory(), iova=-PAGE)
+    with pytest.raises(errors.NoSpace, match="0x10000-0x"):
+        space.map(memory(), iova=0x10000 + PAGE)
+    assert kernel.count("VFIO_IOMMU_MAP_DMA") == asked
+
+
+def test_an_unmap_of_another_size_is_an_error_and_keeps_the_memory(
+    space: Type1, kernel: Kernel
+) -> None:
+    area = memory(2)
+    mapping = space.map(area)
+    kernel.unmap = PAGE
+    with pytest.raises(errors.KernelError, match="0x1000 of the 0x2000") as caught:
+        mapping.close()
+    assert caught.value.call == "VFIO_IOMMU_UNMAP_DMA"
+    with pytest.raises(BufferError):
+        area.close()
+    kernel.unmap = None
+    mapping.close()
+    area.close()
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_an_unmap_that_fails_does_not_stop_closing(kernel: Kernel, function: Functions) -> None:
+    space = Type1()
+    space.open_device(function(1))
+    mapping = space.map(memory())
+    kernel.unmap = 0
+    with pytest.raises(errors.KernelError, match="unmapped 0x0"):
+        space.close()
+    assert space.closed
+    assert mapping.closed
+    assert kernel.files == {}
+
+
+# What the kernel refuses, and what to do about it.
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "kind", "advice"),
+    [
+        ("/dev/vfio/vfio", errno.ENOENT, errors.NoVfio, "modprobe vfio-pci"),
+        ("/dev/vfio/vfio", errno.ENODEV, errors.NoVfio, "modprobe vfio-pci"),
+        ("/dev/vfio/vfio", errno.EACCES, errors.AccessDenied, "chmod 666 /dev/vfio/vfio"),
+        ("/dev/vfio/vfio", errno.EMFILE, errors.OpenFilesLimit, "ulimit -n"),
+        ("/dev/vfio/1", errno.ENOENT, errors.NotBound, "bind one"),
+        ("/dev/vfio/1", errno.EACCES, errors.AccessDenied, "chown USER /dev/vfio/1"),
+        ("/dev/vfio/1", errno.EBUSY, errors.Busy, "fuser -v /dev/vfio/1"),
+        ("/dev/vfio/1", errno.EMFILE, errors.OpenFilesLimit, "ulimit -n"),
+        (
+            "VFIO_GROUP_SET_CONTAINER",
+            errno.EPERM,
+            errors.NoInterruptRemapping,
+            "allow_unsafe_interrupts",
+        ),
+        ("VFIO_SET_IOMMU", errno.EPERM, errors.NoInterruptRemapping, "allow_unsafe_interrupts"),
+        ("VFIO_GROUP_GET_DEVICE_FD", errno.EBUSY, errors.Busy, "close it there"),
+        ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES, errors.AccessDenied, "token"),
+        ("VFIO_GROUP_GET_DEVICE_FD", errno.ENODEV, errors.DeviceGone, "removed"),
+        ("VFIO_GROUP_GET_DEVICE_FD", errno.EMFILE, errors.OpenFilesLimit, "ulimit -n"),
+    ],
+)
+@pytest.mark.usefixtures("no_leak")
+def test_opening_that_is_refused_says_what_to_do(
+    kernel: Kernel,
+    function: Functions,
+    what: str,
+    number: int,
+    kind: type[errors.Error],
+    advice: str,
+) -> None:
+    kernel.fail[what] = number
+    with pytest.raises(kind) as caught, Type1() as space:
+        space.open_device(function(1))
+    assert advice in str(caught.value)
+    if isinstance(caught.value, OSError):
+        assert caught.value.errno == number
+    assert kernel.files == {}
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_a_group_that_is_not_viable_is_refused(kernel: Kernel, function: Functions) -> None:
+    kernel.viable = False
+    with pytest.raises(errors.GroupNotViable, match="iommu_groups/1/devices"), Type1() as space:
+        space.open_device(function(1))
+
+
+def test_the_process_that_has_a_group_open_is_named(tmp_path: Path) -> None:
+    busy = tmp_path / "busy"
+    with busy.open("w"):
+        assert f"process {os.getpid()} (" in group._who_has(str(busy))
+        assert "this process" in group._who_has(str(busy))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "advice"),
+    [
+        (errno.ENOSPC, errors.MappingLimit, "dma_entry_limit"),
+        (errno.EEXIST, errors.KernelError, "mapped there already"),
+        (errno.EFAULT, errors.KernelError, "not this process's"),
+        (errno.EIO, errors.KernelError, "0x1000 bytes at IOVA"),
+    ],
+)
+def test_a_map_that_is_refused_says_what_to_do(
+    space: Type1, kernel: Kernel, number: int, kind: type[errors.KernelError], advice: str
+) -> None:
+    kernel.fail["VFIO_IOMMU_MAP_DMA"] = number
+    with pytest.raises(kind) as caught:
+        space.map(memory())
+    assert advice in str(caught.value)
+    assert caught.value.errno == number
+    assert caught.value.call == "VFIO_IOMMU_MAP_DMA"
+
+
+class _Status:
+    """Stands for /proc/self/status."""
+
+    def __init__(self, locked: int, capabilities: int) -> None:
+        self.text = f"VmLck:\t{locked >> 10} kB\nCapEff:\t{capabilities:016x}\n"
+
+    def __call__(self, path: str) -> _Status:
+        return self
+
+    def read_text(self) -> str:
+        return self.text
+
+
+@pytest.mark.parametrize(
+    ("limit", "locked", "capabilities", "is_limit"),
+    [
+        (64 << 10, 60 << 10, 0, True),
+        (64 << 10, 56 << 10, 0, False),
+        (64 << 10, 60 << 10, 1 << 14, False),
+        (resource.RLIM_INFINITY, 60 << 10, 0, False),
+    ],
+    ids=["over", "within", "exempt", "unlimited"],
+)
+def test_the_limit_on_locked_memory_is_told_from_exhausted_memory(
+    space: Type1,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    locked: int,
+    capabilities: int,
+    is_limit: bool,
+) -> None:
+    kernel.fail["VFIO_IOMMU_MAP_DMA"] = errno.ENOMEM
+    monkeypatch.setattr(type1.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(type1, "Path", _Status(locked, capabilities))
+    with pytest.raises(errors.KernelError) as caught:
+        space.map(memory(2))
+    assert isinstance(caught.value, errors.LockedMemoryLimit) == is_limit
+    if is_limit:
+        for part in ("lock 64 KiB", "60 KiB are locked", "8 KiB more", "ulimit -l", "LimitMEMLOCK"):
+            assert part in str(caught.value)
+    else:
+        assert "no memory left" in str(caught.value)
+
+
+# After a fork.
+
+
+def test_in_a_forked_child_the_space_is_closed_and_the_parent_untouched(
+    kernel: Kernel, function: Functions
+) -> None:
+    space = Type1()
+    file = space.open_device(function(1))
+    buffer, large, mapping = space.alloc(4096), space.alloc(4 << 20), space.map(memory())
+    calls = len(kernel.log)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            assert space.closed
+            assert file.closed
+            buffer.view[0] = 0x42
+            for call in (
+                lambda: space.alloc(4096),
+                lambda: space.map(memory()),
+                lambda: space.open_device(function(1)),
+                lambda: space.iova_ranges,
+            ):
+                try:
+                    call()
+                except errors.Closed:
+                    continue
+                raise AssertionError("worked in the child")
+            buffer.close()
+            large.close()
+            mapping.close()
+            space.close_device(file)
+            space.close()
+            assert len(kernel.log) == calls
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert buffer.view[0] == 0x42
+    assert len(kernel.mappings) == 3
+    space.close()
+    assert kernel.files == {}

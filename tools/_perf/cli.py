@@ -1,0 +1,118 @@
+"""What people type."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tools._bench.profiles import X86
+from tools._bench.progress import say, step
+
+from .peers import Peers
+from .report import Report, result, table
+from .row import Row, Setting
+from .rows import ROWS
+
+_BENCH = Path(__file__).parents[1] / "bench"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if every row was measured, whatever came out, and 1 otherwise."""
+    options = _parser().parse_args(arguments)
+    rows = [ROWS[name] for name in options.rows or ROWS]
+    report = Report(peers={}, results=[], failed={})
+    here = [row for row in rows if options.device or not row.needs_device]
+    _run_here(here, options.device, report)
+    on_bench = [row for row in rows if row not in here]
+    if on_bench:
+        _run_on_bench(on_bench, report)
+    if options.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        _show(report)
+    for name, reason in report["failed"].items():
+        say(f"error: {name} was not measured: {reason}")
+    return 1 if report["failed"] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, ROWS))
+    rows = "\n".join(
+        f"  {name:{width}}  {row.title}{' (VFIO: on the bench)' * row.needs_device}"
+        for name, row in ROWS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="tools/perf",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="What pyvfio costs beside its peers, which are fetched from PyPI, once.\n\n"
+        "A ratio is our cost divided by the other's: the median of many short rounds in which\n"
+        "all contenders take turns, with the smallest and the largest. docs/performance.md says\n"
+        "how to read it.",
+        epilog=f"rows:\n{rows}\n\n"
+        "examples:\n"
+        "  tools/perf                            the whole table\n"
+        "  tools/perf read write --json\n"
+        "  tools/perf dma --device 0000:01:00.0  with a device of your own, as root\n\n"
+        "exit status: 0 if every row was measured, also where an aim is missed; 1 otherwise.",
+    )
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", choices=[*ROWS, []], help="all rows, if none is named"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--device",
+        default="",
+        metavar="BDF",
+        help="measure rows that need VFIO here, with this device (bound to vfio-pci meanwhile), "
+        "not on the bench",
+    )
+    return parser
+
+
+def _run_here(rows: list[Row], device: str, report: Report) -> None:
+    peers = Peers()
+    for row in rows:
+        try:
+            with step(f"Measuring {row.title}") as progress:
+                samples = row.measure(Setting(peers, device, progress.update))
+        except Exception as error:  # one row that fails does not take the others with it
+            report["failed"][row.name] = f"{type(error).__name__}: {error}"
+        else:
+            report["results"].append(result(row, samples))
+    report["peers"].update(peers.versions)
+
+
+def _run_on_bench(rows: list[Row], report: Report) -> None:
+    edu = next(device for device in X86.devices if device.name == "edu")
+    names = [row.name for row in rows]
+    inside = ("python3", "-m", "tools._perf", *names, "--device", edu.address, "--json")
+    run = subprocess.run(
+        (str(_BENCH), "run", X86.name, "--", *inside), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        from_bench: Report = json.loads(run.stdout)
+    except json.JSONDecodeError:
+        reason = f"tools/bench failed with status {run.returncode}; its messages are above"
+        report["failed"].update(dict.fromkeys(names, reason))
+        return
+    report["results"] += from_bench["results"]
+    report["failed"] |= from_bench["failed"]
+
+
+def _show(report: Report) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table(report))
+    for where in dict.fromkeys(row["where"] for row in report["results"]):
+        names = ", ".join(row["row"] for row in report["results"] if row["where"] == where)
+        console.print(f"[dim]{names}: {where}")
+    if report["peers"]:
+        versions = ", ".join(f"{name} {version}" for name, version in report["peers"].items())
+        console.print(f"[dim]peers: {versions}")

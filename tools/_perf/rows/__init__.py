@@ -1,0 +1,11 @@
+"""The rows of the table, in its order."""
+
+from __future__ import annotations
+
+from tools._perf.row import Row
+
+from . import dma, imports, ioctl, registers
+
+ROWS: dict[str, Row] = {
+    row.name: row for row in (*registers.ROWS, ioctl.ROW, dma.ROW, *imports.ROWS)
+}
