@@ -88,6 +88,8 @@ def region_info(file: File, index: int) -> RegionInfo | None:
             if capability.id == vfio.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
                 areas = _sparse_areas(file, capability.data, info.size)
             elif capability.id == vfio.VFIO_REGION_INFO_CAP_TYPE:
+                if len(capability.data) < ctypes.sizeof(vfio.vfio_region_info_cap_type):
+                    raise _nonsense(file, "the kernel's type of the region is cut off")
                 cap = vfio.vfio_region_info_cap_type.from_buffer_copy(capability.data)
                 region_kind = (cap.type, cap.subtype)
             elif capability.id == vfio.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
@@ -131,9 +133,9 @@ def _sparse_areas(file: File, data: bytes, size: int) -> list[Area]:
                     areas.append(Area(area.offset, area.size))
             else:
                 return areas
-    raise errors.KernelError(
-        errno.EPROTO,
-        vfio.VFIO_DEVICE_GET_REGION_INFO.name,
-        file.path,
-        "the kernel's list of mappable areas does not fit the region",
-    )
+    raise _nonsense(file, "the kernel's list of mappable areas does not fit the region")
+
+
+def _nonsense(file: File, what: str) -> errors.KernelError:
+    name = vfio.VFIO_DEVICE_GET_REGION_INFO.name
+    return errors.KernelError(errno.EPROTO, name, file.path, what)

@@ -5,8 +5,8 @@ a closed buffer leaves is kept sorted by size, ready to go out again.
 
 A buffer's memory is never handed out twice at a time: every view, slice, cast or numpy array made
 of a buffer holds the one object that stands for its block, and only when that object dies does the
-block return to the pool. There is no finalizer that closes a forgotten buffer: the device may still
-write to it, which only the driver can know.
+block return to the pool. A buffer that is forgotten without being closed stays allocated: the
+device may still write to it, which only the driver can know.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GRAIN = 64
 """Blocks are multiples of this, so that no two share a cache line."""
 
 _ARENA = 2 << 20
-_LARGEST_ARENA = 64 << 20
+_LARGEST_ARENA = 16 << 20
 LARGEST_BLOCK = _ARENA // 2
 """Bytes; a larger buffer is a mapping of its own."""
 
@@ -103,12 +103,12 @@ class DmaBuffer:
     __slots__ = ("_release", "_view", "iova", "size")
 
     def __init__(
-        self, iova: int, size: int, view: memoryview, release: Callable[[], object]
+        self, iova: int, size: int, view: memoryview, release: Callable[[int], object]
     ) -> None:
         self.iova = iova
         self.size = size
         self._view: memoryview | None = view
-        self._release: Callable[[], object] | None = release
+        self._release: Callable[[int], object] | None = release
 
     @property
     def view(self) -> memoryview:
@@ -137,7 +137,7 @@ class DmaBuffer:
         release = self._release
         if release is not None:
             self._release = self._view = None
-            release()
+            release(self.iova)
 
     def __enter__(self) -> Self:
         return self
@@ -196,14 +196,17 @@ class Bin:
     Attributes:
         free: where they are.
         zeros: as many zeros as a block has bytes.
+        used: views that keep what is allocated from being free, by IOVA.
         block: ``block(address)`` makes the object that stands for a block in use; set its `place`.
+        release: ``release(iova)`` ends the use of one.
     """
 
-    __slots__ = ("_keep", "_kind", "_pool", "block", "free", "size", "tidy", "zeros")
+    __slots__ = ("_keep", "_kind", "_pool", "block", "free", "release", "size", "used", "zeros")
 
     def __init__(self, pool: Pool, size: int) -> None:
         self.size = size
         self.free: list[Place] = []
+        self.used: dict[int, memoryview] = {}
         self.zeros = _ZEROS[:size]
         self._pool = pool
         self._keep = max(_ARENA // size, 1)
@@ -215,16 +218,17 @@ class Bin:
         self._kind = kind
         self.block: Callable[[int], Any] = kind.from_address
         # A bound method costs an object; make it once.
-        self.tidy: Callable[[], None] = self._tidy
+        self.release: Callable[[int], None] = self._release
 
-    def _tidy(self) -> None:
-        """After a buffer was closed: give memory back to the host if much of it lies idle."""
+    def _release(self, iova: int) -> None:
+        self.used.pop(iova, None)
         if len(self.free) > self._keep:
             self._pool.trim()
 
     def abandon(self) -> None:
         """The mapping is gone: let each block's memory go as its last view goes."""
         self._kind.free = deque(maxlen=0)
+        self.used.clear()
         self.free.clear()
 
 

@@ -229,7 +229,9 @@ class AddressSpace(ABC):
         view[:] = bin.zeros
         if size != bin.size:
             view = view[:size]
-        return DmaBuffer(place[0], size, view, bin.tidy)
+        iova = place[0]
+        bin.used[iova] = view
+        return DmaBuffer(iova, size, view, bin.release)
 
     def close(self) -> None:
         """Close the devices open in it, undo its mappings and close its files, at once.
@@ -386,7 +388,7 @@ class AddressSpace(ABC):
         else:
             view = _allocate_huge(length, huge_page)
         mapping = self._map_memory(view, align=max(align, page), max_iova=max_iova)
-        return DmaBuffer(mapping.iova, size, view[:size], mapping.close)
+        return DmaBuffer(mapping.iova, size, view[:size], lambda _: mapping.close())
 
 
 def _default_huge_page() -> int:

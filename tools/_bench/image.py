@@ -194,7 +194,7 @@ def _install_kernel(profile: Profile, root: Path, image: Path, scratch: Path) ->
         raise BenchError(f"a module is not in {profile.kernel_package}: {shown.stderr.strip()}")
     # Each line is "insmod PATH" or "builtin NAME".
     wanted = {Path(line.split()[1]) for line in shown.stdout.splitlines() if line[0] == "i"}
-    lists = (tree / name for name in ("modules.builtin", "modules.builtin.modinfo"))
+    lists = (tree / name for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"))
     for source in (*wanted, *lists):
         target = root / source.resolve().relative_to(aside.resolve())
         target.parent.mkdir(parents=True, exist_ok=True)

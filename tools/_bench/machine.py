@@ -20,22 +20,25 @@ import tempfile
 import termios
 import tty
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from qemu.qmp import ConnectError, Message, QMPClient
+from qemu.qmp import ConnectError, EventListener, QMPClient
 
 from . import BenchError
 from .profiles import SCRATCH_BYTES, Profile
-from .progress import Step, say, step
+from .progress import step
 
-TIME_LIMIT_STATUS = 124  # timeout(1) has the same
-DIED_STATUS = 125
-CONSOLE_TAIL_LINES = 40
+TAIL_LINES = 40
 
 
 class MachineDied(BenchError):
     """The emulated host ended before the command did."""
+
+
+class BootFailed(MachineDied):
+    """The emulated host ended before the command started."""
 
 
 class TimeLimit(BenchError):
@@ -150,93 +153,145 @@ async def run(profile: Profile, options: Options, request: Request) -> int:
         TimeLimit, MachineDied: With the tail of the console in the message.
     """
     with tempfile.TemporaryDirectory(prefix="pyvfio-bench-") as directory:
-        machine = _Machine(profile, options, request, Path(directory))
-        async with machine.started():
-            return await machine.serve()
+        files = Path(directory)
+        async with _started(profile, options, request, files) as sockets:
+            try:
+                serving = _serve(profile, options, request, sockets)
+                return await asyncio.wait_for(serving, options.time_limit)
+            except asyncio.TimeoutError:
+                what = f"the time limit of {options.time_limit:g} s is over, QEMU was ended"
+                raise TimeLimit(what + _last_words(files)) from None
+            except MachineDied as error:
+                raise type(error)(str(error) + _last_words(files)) from None
 
 
-@dataclass
-class _Machine:
-    profile: Profile
-    options: Options
-    request: Request
-    run: Path
-    _ours: dict[str, socket.socket] = field(default_factory=dict)
-    _shutdown_reason: str | None = None
-
-    @contextlib.asynccontextmanager
-    async def started(self) -> AsyncIterator[None]:
-        names = ["qmp", *PORTS, *([] if self.request.command else ["terminal"])]
-        with (self.run / "scratch").open("wb") as scratch:
-            scratch.truncate(SCRATCH_BYTES)
-        with contextlib.ExitStack() as stack:
-            theirs = {}
-            for name in names:
-                self._ours[name], theirs[name] = socket.socketpair()
-                stack.enter_context(theirs[name])
-            descriptors = {name: end.fileno() for name, end in theirs.items()}
-            with (self.run / "qemu").open("wb") as messages:
-                self._qemu = await asyncio.create_subprocess_exec(
-                    # Should the bench be killed, QEMU goes, too.
-                    *("setpriv", "--pdeathsig", "KILL"),
-                    *qemu_arguments(
-                        self.profile, self.options, self.request, self.run, descriptors
-                    ),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=messages,
-                    stderr=messages,
-                    pass_fds=descriptors.values(),
-                    # Ctrl-C is for the bench, which ends QEMU in its own way.
-                    start_new_session=True,
-                )
+@contextlib.asynccontextmanager
+async def _started(
+    profile: Profile, options: Options, request: Request, files: Path
+) -> AsyncIterator[dict[str, socket.socket]]:
+    """Run QEMU during the body, which gets our ends of the sockets."""
+    with (files / "scratch").open("wb") as scratch:
+        scratch.truncate(SCRATCH_BYTES)
+    names = ["qmp", *PORTS, *([] if request.command else ["terminal"])]
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        sockets, descriptors = {}, {}
+        for name in names:
+            end, qemus_end = socket.socketpair()
+            end.setblocking(False)
+            sockets[name] = ours.enter_context(end)
+            descriptors[name] = theirs.enter_context(qemus_end).fileno()
+        messages = theirs.enter_context((files / "qemu").open("wb"))
+        qemu = await asyncio.create_subprocess_exec(
+            # Should the bench be killed, QEMU goes, too.
+            *("setpriv", "--pdeathsig", "KILL"),
+            *qemu_arguments(profile, options, request, files, descriptors),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            pass_fds=tuple(descriptors.values()),
+            # Ctrl-C is for the bench, which ends QEMU in its own way.
+            start_new_session=True,
+        )
+        theirs.close()
         try:
-            yield
+            yield sockets
         finally:
-            if self._qemu.returncode is None:
-                self._qemu.kill()
-            await self._qemu.wait()
-            for end in self._ours.values():
-                end.close()
+            if qemu.returncode is None:
+                qemu.kill()
+            await qemu.wait()
 
-    async def serve(self) -> int:
-        """Carry the command's streams until it ends; returns its exit status."""
-        limit = self.options.time_limit
-        serving = asyncio.create_task(self._serve())
-        ended = asyncio.create_task(self._qemu.wait())
+
+async def _serve(
+    profile: Profile, options: Options, request: Request, sockets: dict[str, socket.socket]
+) -> int:
+    """Talk to QEMU and the guest until the command has ended; returns its exit status.
+
+    QEMU's end, for whatever reason, closes its ends of all sockets, and so ends all that waits here.
+    """
+    reader, writer = await asyncio.open_unix_connection(sock=sockets["control"])
+    shutdown = EventListener("SHUTDOWN")
+    qmp = QMPClient("bench")
+    qmp.register_listener(shutdown)
+    with step(f"Booting {profile.name} under {options.accelerator}"):
+        with contextlib.suppress(ConnectError):  # the guest's silence will tell
+            await qmp.connect(sockets["qmp"])
+        writer.write(request.script(profile).encode())
+        if await reader.readline() != b"ready\n":
+            raise BootFailed(f"QEMU ended before the guest was up{_reason(shutdown)}")
+
+    async def finish() -> int:
+        word, _, status = (await reader.readline()).decode().partition(" ")
+        if word != "exit":
+            raise MachineDied(f"the guest ended before the command did{_reason(shutdown)}")
+        await qmp.execute("quit")
+        return int(status)
+
+    with contextlib.ExitStack() as stack:
+        if "terminal" in sockets:
+            stack.enter_context(_terminal(sockets["terminal"], writer))
+            streams = [_copy(sockets["terminal"], sys.stdout.buffer)]
+        else:
+            streams = [
+                _copy(sockets["stdout"], sys.stdout.buffer),
+                _copy(sockets["stderr"], sys.stderr.buffer),
+            ]
+        tasks = [asyncio.ensure_future(task) for task in (finish(), *streams)]
         try:
-            await asyncio.wait(
-                (serving, ended), timeout=limit, return_when=asyncio.FIRST_COMPLETED
-            )
-            if serving.done():
-                return await serving
-            if ended.done():
-                raise MachineDied(self._obituary(f"QEMU ended: {self._shutdown_reason}"))
-            raise TimeLimit(self._obituary(f"the time limit of {limit:g} s is over"))
+            return (await asyncio.gather(*tasks))[0]
         finally:
-            for task in (serving, ended):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(serving, ended, return_exceptions=True)
-
-    async def _serve(self) -> int:
-        qmp = QMPClient("bench")
-        with step(f"Booting {self.profile.name} under {self.options.accelerator}") as booting:
-            await qmp.connect(self._ours["qmp"])
-            reader, writer = await asyncio.open_unix_connection(sock=self._ours["control"])
-            writer.write(self.request.script(self.profile).encode())
-            await self._await_ready(reader, booting)
-            booting.hide()
-        streams = [
-            asyncio.create_task(_copy(self._ours["stdout"], sys.stdout.buffer)),
-            asyncio.create_task(_copy(self._ours["stderr"], sys.stderr.buffer)),
-        ]
-        try:
-            with self._user_terminal(writer):
-                status = await self._await_exit(reader)
-            # What the command wrote is in the sockets before its status is; QEMU's end closes them.
             with contextlib.suppress(Exception):
-                await qmp.execute("quit")
-            await asyncio.gather(*streams)
-        finally:
-            for stream in streams:
-                stream.cancel()
-        return status
+                await qmp.disconnect()
+
+
+def _reason(shutdown: EventListener) -> str:
+    """Why QEMU says that it shut down: a panic shows as guest-reset, by panic=-1."""
+    reasons = [event["data"]["reason"] for event in shutdown.clear()]
+    return f" ({', '.join(reasons)})" if reasons else ""
+
+
+async def _copy(source: socket.socket, output: BinaryIO) -> None:
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(ConnectionResetError):
+        while data := await loop.sock_recv(source, 1 << 16):
+            output.write(data)
+            output.flush()
+
+
+@contextlib.contextmanager
+def _terminal(console: socket.socket, control: asyncio.StreamWriter) -> Iterator[None]:
+    """Give the user's keys to the guest's console as they are typed, and the terminal's size."""
+    loop = asyncio.get_running_loop()
+    keyboard = sys.stdin.fileno()
+
+    def typed() -> None:
+        with contextlib.suppress(BlockingIOError):  # nobody reads there: as a full tty, drop
+            console.send(os.read(keyboard, 1 << 12))
+
+    def resized() -> None:
+        size = os.get_terminal_size(keyboard)
+        control.write(f"size {size.lines} {size.columns}\n".encode())
+
+    before = termios.tcgetattr(keyboard)
+    tty.setraw(keyboard)
+    loop.add_reader(keyboard, typed)
+    loop.add_signal_handler(signal.SIGWINCH, resized)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)
+        loop.remove_reader(keyboard)
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _last_words(files: Path) -> str:
+    """The ends of QEMU's messages and of the guest's console, for an error message."""
+    text = ""
+    for title, name in (("QEMU", "qemu"), ("the guest's console", "console")):
+        with contextlib.suppress(FileNotFoundError):
+            lines = (files / name).read_text(errors="replace").splitlines()
+            if lines:
+                text += f"\n--- the end of what {title} said:\n"
+                text += "\n".join(lines[-TAIL_LINES:])
+    return text

@@ -96,11 +96,11 @@ X86 = Profile(
     kernel_package="linux-image-amd64",
     kernel_arguments="console=ttyS0 quiet intel_iommu=on iommu=nopt panic=-1",
     modules=(
-        *("vfio-pci", "kvm-amd", "kvm-intel"),
+        *("vfio-pci", "vfio-iommu-type1", "kvm-amd", "kvm-intel"),
         *("nvme", "e1000e", "igb", "igbvf", "virtio-net", "virtio-blk", "virtio-rng"),
         *("aer_inject", "ext4"),
     ),
-    load=("vfio-pci", "kvm-amd"),
+    load=("vfio-pci", "vfio-iommu-type1", "kvm-amd"),
     shell_tty="hvc0",
     spare_port="spare",
     devices=(

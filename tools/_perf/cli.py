@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="What pyvfio costs beside its peers, which are fetched from PyPI, once.\n\n"
         "A ratio is our cost divided by the other's: the median of many short rounds in which\n"
-        "all contenders take turns, with the smallest and the largest. docs/performance.md says\n"
-        "how to read it.",
+        "all contenders take turns, then the range of the middle half of them (--json has the\n"
+        "smallest and the largest too). docs/performance.md says how to read it.",
         epilog=f"rows:\n{rows}\n\n"
         "examples:\n"
         "  tools/perf                            the whole table\n"

@@ -13,10 +13,12 @@ from .row import Row, Samples
 
 
 class Spread(TypedDict):
-    """Over all rounds."""
+    """Over all rounds; half of them lie between `quarter` and `three_quarters`."""
 
-    median: float
     min: float
+    quarter: float
+    median: float
+    three_quarters: float
     max: float
 
 
@@ -92,7 +94,7 @@ def result(row: Row, samples: Samples) -> Result:
 def table(report: Report) -> Table:
     """The report for people."""
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    for heading in ("row", "ours", "", "against", "", "ratio", "min to max", "aim", "met"):
+    for heading in ("row", "ours", "", "against", "", "ratio", "half of rounds", "aim", "met"):
         table.add_column(heading, justify="left" if heading in _WORDS else "right")
     for row in report["results"]:
         title = row["title"]
@@ -100,12 +102,12 @@ def table(report: Report) -> Table:
             ratio = compared["ratio"]
             table.add_row(
                 title,
-                compared["ours"],
+                Text(compared["ours"]),  # not markup: it may have brackets
                 _cost(row, compared["ours"]),
-                compared["against"],
+                Text(compared["against"]),
                 _cost(row, compared["against"]),
                 Text(_ratio(ratio["median"]), "bold"),
-                f"{_ratio(ratio['min'])} to {_ratio(ratio['max'])}",
+                f"{_ratio(ratio['quarter'])} to {_ratio(ratio['three_quarters'])}",
                 _aim(compared),
                 _met(compared),
             )
@@ -120,12 +122,22 @@ _WORDS = {"row", "ours", "against", "aim", "met"}
 
 
 def _spread(values: list[float]) -> Spread:
-    return Spread(median=statistics.median(values), min=min(values), max=max(values))
+    quarter, median, three_quarters = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(
+        min=min(values),
+        quarter=quarter,
+        median=median,
+        three_quarters=three_quarters,
+        max=max(values),
+    )
 
 
 def _cost(row: Result, contender: str) -> str:
     cost = row["costs"][contender]["median"]
-    return f"{cost:{'.0f' if cost >= 100 else '.1f'}} {row['unit']}"
+    unit = row["unit"]
+    if unit == "ns" and cost >= 10_000:
+        cost, unit = cost / 1000, "µs"
+    return f"{cost:{'.0f' if cost >= 100 else '.1f'}} {unit}"
 
 
 def _ratio(value: float) -> str:

@@ -63,44 +63,48 @@ use_python() {
         need_packages python3 python3-venv
         PYTHON=/usr/bin/python3
     fi
-    local key
-    key=$({ "$PYTHON" -c 'import sys; print(sys.version, sys.executable)'; cat "$CHECKOUT/setup.cfg"; } |
-        sha256sum | cut -c1-16)
-    local venv=$PYVFIO_CACHE/venv-$key
+    local requirements key venv
+    requirements=$(dev_requirements)
+    key=$("$PYTHON" -c 'import sys; print(sys.version, sys.executable)' |
+        cat - <(echo "$requirements") | sha256sum | cut -c1-16)
+    venv=$PYVFIO_CACHE/venv-$key
     if [[ ! -e $venv/complete ]]; then
-        make_venv "$venv"
+        make_venv "$venv" "$requirements"
     fi
     PYTHON=$venv/bin/python
     has_modules "$PYTHON" "$@" ||
         die "$venv lacks some of: $*. Is the module in setup.cfg's dev extra?"
 }
 
-make_venv() (
-    # A subshell: the lock lasts as long as its descriptor, and the trap is the subshell's own.
-    local venv=$1
-    mkdir -p "$PYVFIO_CACHE"
-    exec 9>"$PYVFIO_CACHE/venv.lock"
-    flock 9
-    [[ ! -e $venv/complete ]] || exit 0
-    say "Making a Python environment in $venv"
-    # Scripts in a virtual environment name its path, so it is made where it will stay; the mark at
-    # the end is what tells a complete one from one that was interrupted.
-    rm -rf "$venv"
-    trap 'rm -rf "$venv"' ERR INT TERM
-    "$PYTHON" -m venv "$venv"
-    local requirements
-    mapfile -t requirements < <("$PYTHON" - "$CHECKOUT/setup.cfg" <<'PYTHON'
+dev_requirements() {
+    "$PYTHON" - "$CHECKOUT/setup.cfg" <<'PYTHON'
 import configparser
 import sys
 
 # Interpolation resolves one extra's mention of another: %(test)s.
 config = configparser.ConfigParser()
 config.read(sys.argv[1])
-print(config["options"]["install_requires"].strip())
-print(config["options.extras_require"]["dev"].strip())
+wanted = config["options"]["install_requires"] + config["options.extras_require"]["dev"]
+print(*sorted(filter(None, wanted.splitlines())), sep="\n")
 PYTHON
-    )
-    "$venv/bin/python" -m pip install --disable-pip-version-check "${requirements[@]}" >&2 ||
+}
+
+make_venv() (
+    # A subshell: the lock lasts as long as its descriptor, and the trap is the subshell's own.
+    local venv=$1 requirements=$2 quiet=()
+    mkdir -p "$PYVFIO_CACHE"
+    exec 9>"$PYVFIO_CACHE/venv.lock"
+    flock 9
+    [[ ! -e $venv/complete ]] || exit 0
+    say "Making a Python environment in $venv"
+    [[ -t 2 ]] || quiet=(--quiet)
+    # Scripts in a virtual environment name its path, so it is made where it will stay; the mark at
+    # the end is what tells a complete one from one that was interrupted.
+    rm -rf "$venv"
+    trap '[[ -e $venv/complete ]] || rm -rf "$venv"' EXIT
+    "$PYTHON" -m venv "$venv"
+    "$venv/bin/python" -m pip install --disable-pip-version-check "${quiet[@]}" \
+        -r <(echo "$requirements") >&2 ||
         die "pip could not install the project's dependencies; its messages are above"
     touch "$venv/complete"
 )

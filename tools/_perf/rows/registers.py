@@ -6,17 +6,15 @@ Every contender maps the same page in its own way, the one it offers for devices
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pyvfio._sys import File, memory
 from pyvfio.abi import vfio
 from pyvfio.device import Area, Region
 from tools._perf.measure import interleave, statement
-from tools._perf.peers import Absent
+from tools._perf.peers import Absent, Peers
 from tools._perf.row import Aim, Comparison, Row, Samples, Setting
 
 PAGE = mmap.PAGESIZE
@@ -58,28 +56,59 @@ class _Access:
         names = {"i": OFFSET // 4, "offset": OFFSET, "value": VALUE}
         fd = os.memfd_create("registers")
         os.ftruncate(fd, PAGE)
-        with File(fd, "registers") as file, mmap.mmap(fd, PAGE) as page:
+        with File(fd, "registers") as file:
             bar = _region(file)
             bar.write32(OFFSET, VALUE)  # maps it
-            with memoryview(page) as bare, bare.cast("I") as items:
-                contenders = {
-                    BARE: statement(self.item.format("items"), items=items, **names),
-                    VIEW: statement(self.item.format("u32"), u32=bar.u32, **names),
-                    EACH: statement(self.item.format("bar.u32"), bar=bar, **names),
-                    self.method: statement(self.call.format("bar"), bar=bar, **names),
-                }
-                absent = {}
-                with contextlib.ExitStack() as stack:
-                    for name, make, code in (
-                        (TINYGRAD, _tinygrad, self.item),
-                        (PERIPHERY, _periphery, self.call),
-                    ):
-                        try:
-                            peer = stack.enter_context(make(setting, file))
-                        except Absent as reason:
-                            absent[name] = str(reason)
-                        else:
-                            contenders[name] = statement(code.format("peer"), peer=peer, **names)
-                    costs = interleave(contenders, setting.progress)
-                    contenders.clear()
-                return Samples(costs, absent)
+            page = memoryview(mmap.mmap(fd, PAGE)).cast("I")
+            contenders = {
+                BARE: statement(self.item.format("page"), page=page, **names),
+                VIEW: statement(self.item.format("u32"), u32=bar.u32, **names),
+                self.method: statement(self.call.format("bar"), bar=bar, **names),
+                EACH: statement(self.item.format("bar.u32"), bar=bar, **names),
+            }
+            absent = {}
+            for name, make, code in (
+                (TINYGRAD, _tinygrad, self.item),
+                (PERIPHERY, _periphery, self.call),
+            ):
+                try:
+                    peer = make(setting.peers, fd)
+                except Absent as reason:
+                    absent[name] = str(reason)
+                else:
+                    contenders[name] = statement(code.format("peer"), peer=peer, **names)
+            return Samples(interleave(contenders, setting.progress), absent)
+
+
+ROWS = (
+    _Access("read", "bar.read32(offset)", "{}[i]", "{}.read32(offset)").row,
+    _Access("write", "bar.write32(offset, v)", "{}[i] = value", "{}.write32(offset, value)").row,
+)
+
+
+def _region(file: File) -> Region:
+    """A BAR that is this file; a device's has the same class, and a device's descriptor in it."""
+    return Region(
+        file,
+        vfio.VFIO_PCI_BAR0_REGION_INDEX,
+        "BAR0",
+        flags=vfio.VFIO_REGION_INFO_FLAG_READ | vfio.VFIO_REGION_INFO_FLAG_WRITE,
+        size=PAGE,
+        offset=0,
+        areas=(Area(0, PAGE),),
+        refuse=lambda: None,
+    )
+
+
+def _tinygrad(peers: Peers, fd: int) -> object:
+    """It takes an address and keeps nothing alive; made as tinygrad's PCIDevice makes it."""
+    hcq = peers.load("tinygrad", "tinygrad.runtime.support.hcq")
+    page = mmap.mmap(fd, PAGE)
+    peer = hcq.MMIOInterface(memory.address_of(page), PAGE, fmt="I")
+    peer.keeps = page
+    return peer
+
+
+def _periphery(peers: Peers, fd: int) -> object:
+    """It opens /dev/mem, or the file that it is given."""
+    return peers.load("python-periphery", "periphery").MMIO(0, PAGE, path=f"/proc/self/fd/{fd}")

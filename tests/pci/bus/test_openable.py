@@ -1,0 +1,83 @@
+"""What stands before opening a function, and what the errors say to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pyvfio import errors
+from pyvfio.pci import IommuGroup, check_openable
+
+from .tree import Tree
+
+
+def test_a_bound_function_of_a_viable_group(tree: Tree) -> None:
+    function = tree.function(driver="vfio-pci", group=3)
+    tree.function("0000:01:00.1", group=3)
+    assert check_openable(function) == IommuGroup(3)
+
+
+def test_unplugged(tree: Tree) -> None:
+    function = tree.function(driver="vfio-pci", group=3)
+    shutil.rmtree(function.sysfs.resolve())
+    with pytest.raises(errors.DeviceNotFound):
+        check_openable(function)
+
+
+def test_no_iommu(tree: Tree) -> None:
+    with pytest.raises(errors.NoIommu, match=r"firmware.*intel_iommu=on.*noiommu"):
+        check_openable(tree.function(driver="e1000e"))
+
+
+def test_without_an_iommu_by_leave(tree: Tree) -> None:
+    tree.write(tree.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
+    tree.driver("vfio-pci")
+    with pytest.raises(errors.NotBound):
+        check_openable(tree.function(driver="e1000e"))
+
+
+def test_the_modules_are_absent(tree: Tree) -> None:
+    with pytest.raises(errors.NoVfio, match=r"pyvfio bind 0000:01:00\.0"):
+        check_openable(tree.function(driver="e1000e", group=3))
+
+
+@pytest.mark.parametrize("driver", ["e1000e", None])
+def test_not_bound(tree: Tree, driver: str | None) -> None:
+    tree.driver("vfio-pci")
+    with pytest.raises(errors.NotBound, match=rf"{driver or 'no driver'}.*`pyvfio bind 0000:01"):
+        check_openable(tree.function(driver=driver, group=3))
+
+
+def test_the_node_is_missing(tree: Tree) -> None:
+    function = tree.function(driver="vfio-pci", group=3)
+    (tree.dev / "vfio/3").unlink()
+    with pytest.raises(errors.NoVfio, match=r"vfio/3 does not exist.*container"):
+        check_openable(function)
+
+
+def test_no_permission(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = tree.function(driver="vfio-pci", group=3)
+    Path(tree.dev / "vfio/3").chmod(0)
+    if os.geteuid() == 0:  # whom the kernel refuses nothing
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(errors.AccessDenied, match=r"vfio/3.*root.*chown") as caught:
+        check_openable(function)
+    assert isinstance(caught.value, PermissionError)
+
+
+def test_the_culprits_are_named(tree: Tree) -> None:
+    function = tree.function("0000:01:00.0", driver="vfio-pci", group=3)
+    tree.function("0000:01:00.1", driver="snd_hda_intel", group=3)
+    tree.function("0000:01:00.2", driver="xhci_hcd", group=3)
+    tree.function("0000:01:00.3", driver="pcieport", group=3)
+    with pytest.raises(
+        errors.GroupNotViable, match=r"pyvfio bind 0000:01:00\.1 && pyvfio bind 0000:01:00\.2"
+    ) as caught:
+        check_openable(function)
+    assert caught.value.culprits == (
+        ("0000:01:00.1", "snd_hda_intel"),
+        ("0000:01:00.2", "xhci_hcd"),
+    )

@@ -1,0 +1,250 @@
+"""What the host uses a function for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvfio._sys import calls
+from pyvfio.pci import functions, paths, users
+from pyvfio.pci.usage import interfaces, vfio_holders
+
+from .tree import Tree
+
+
+def mount(tree: Tree, *lines: str) -> None:
+    tree.write(tree.proc / "self/mountinfo", "".join(f"{line}\n" for line in lines))
+
+
+def test_an_idle_function(tree: Tree) -> None:
+    function = tree.function(driver="nvme")
+    tree.child(function, "block", "nvme/nvme0/nvme0n1", dev="259:0")
+    tree.child(function, "net", "net/eth7", flags="0x1003", ifindex="99999")
+    assert users(function) == ()
+
+
+def test_mounted_disk_and_partition(tree: Tree) -> None:
+    function = tree.function(driver="nvme")
+    tree.child(function, "block", "nvme/nvme0/nvme0n1", dev="259:0")
+    tree.child(function, "block", "nvme/nvme0/nvme0n1/nvme0n1p1", dev="259:1", partition="1")
+    tree.child(function, "block", "nvme/nvme0/nvme0n2", dev="259:7")
+    mount(
+        tree,
+        "28 1 259:1 / /mnt/my\\040disk rw,relatime shared:1 - ext4 /dev/nvme0n1p1 rw",
+        "29 1 259:7 / /srv rw - xfs /dev/nvme0n2 rw",
+        "30 1 8:0 / /other rw - xfs /dev/sda rw",
+    )
+    assert users(function) == (
+        "disk nvme0n1 partition 1 is mounted on /mnt/my disk",
+        "disk nvme0n2 is mounted on /srv",
+    )
+
+
+def test_a_file_system_with_a_number_of_its_own(tree: Tree) -> None:
+    # Any block device's node will do for the source; the root disk's is surely there.
+    nodes = [path for path in Path("/dev").iterdir() if path.is_block_device()]
+    if not nodes:
+        pytest.skip("this machine has no block device")
+    number = nodes[0].stat().st_rdev
+    function = tree.function(driver="ahci")
+    tree.child(function, "block", "host0/sda", dev=f"{os.major(number)}:{os.minor(number)}")
+    mount(tree, f"28 1 0:33 / /data rw - btrfs {nodes[0]} rw")
+    assert users(function) == ("disk sda is mounted on /data",)
+
+
+def test_a_member_of_a_btrfs(tree: Tree) -> None:
+    function = tree.function(driver="ahci")
+    tree.child(function, "block", "host0/sda", dev="8:0")
+    (tree.sys / "fs/btrfs/5ca1ab1e/devices/sda").mkdir(parents=True)
+    assert users(function) == ("disk sda is part of the mounted btrfs 5ca1ab1e",)
+
+
+def test_what_is_built_on_a_disk(tree: Tree) -> None:
+    function = tree.function(driver="ahci")
+    disk = tree.child(function, "block", "host0/sda", dev="8:0")
+    part = tree.child(function, "block", "host0/sda/sda2", dev="8:2", partition="2")
+    array = tree.device("block", tree.sys / "devices/virtual/block/md0", dev="9:0")
+    volume = tree.device("block", tree.sys / "devices/virtual/block/dm-0", dev="253:0")
+    tree.write(volume / "dm/name", "vg-root\n")
+    (part / "holders").mkdir()
+    (part / "holders/md0").symlink_to(array)
+    (array / "holders").mkdir()
+    (array / "holders/dm-0").symlink_to(volume)
+    (disk / "holders").mkdir()
+    assert users(function) == (
+        "disk sda partition 2 is part of md0, which is part of dm-0 (vg-root)",
+    )
+    mount(tree, "28 1 253:0 / / rw - ext4 /dev/mapper/vg-root rw")
+    assert users(function) == (
+        "disk sda partition 2 is part of md0, which is part of dm-0 (vg-root), "
+        "which is mounted on /",
+    )
+
+
+def test_swap(tree: Tree) -> None:
+    nodes = [path for path in Path("/dev").iterdir() if path.is_block_device()]
+    if not nodes:
+        pytest.skip("this machine has no block device")
+    number = nodes[0].stat().st_rdev
+    function = tree.function(driver="ahci")
+    tree.child(function, "block", "host0/sda", dev=f"{os.major(number)}:{os.minor(number)}")
+    tree.write(
+        tree.proc / "swaps",
+        "Filename\tType\tSize\tUsed\tPriority\n" + f"{nodes[0]} partition 1048572 0 -2\n",
+    )
+    assert users(function) == ("disk sda is swap space",)
+
+
+def test_a_disk_claimed_by_somebody_unknown(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = tree.function(driver="ahci")
+    tree.child(function, "block", "host0/sda", dev="8:0")
+    tree.child(function, "block", "host0/cciss!c0d0", dev="104:0")
+    tree.write(tree.dev / "sda", "")
+    tree.write(tree.dev / "cciss/c0d0", "")
+    asked = []
+
+    def busy(path: str, flags: int) -> int:
+        if str(path).startswith(str(tree.dev)):
+            asked.append(path)
+            assert flags & os.O_EXCL
+            raise OSError(16, "Device or resource busy")
+        return os.open(path, flags)
+
+    monkeypatch.setattr(calls, "open", busy)
+    assert len(users(function)) == 2
+    assert all("claimed by the kernel or a program" in user for user in users(function))
+    assert set(asked) == {f"{tree.dev}/sda", f"{tree.dev}/cciss/c0d0"}
+
+
+def test_a_multipath_nvme_disk(tree: Tree) -> None:
+    function = tree.function(driver="nvme")
+    controller = tree.child(function, "nvme", "nvme/nvme0", cntlid="0")
+    tree.child(function, "block", "nvme/nvme0/nvme0c0n1", hidden="1")
+    subsystem = tree.device("nvme-subsystem", tree.sys / "devices/virtual/nvme-subsystem/nvme-sub0")
+    subsystem.mkdir(parents=True)
+    (subsystem / "nvme0").symlink_to(controller)
+    tree.device("block", subsystem / "nvme0n1", dev="259:0")
+    mount(tree, "28 1 259:0 / /mnt rw - ext4 /dev/nvme0n1 rw")
+    assert users(function) == ("disk nvme0n1 is mounted on /mnt",)
+    assert users(tree.function("0000:02:00.0", driver="nvme")) == ()
+
+
+def test_a_share(tree: Tree) -> None:
+    function = tree.function(driver="virtio-pci")
+    tree.write(function.sysfs / "virtio3/mount_tag", "checkout\0")
+    mount(tree, "28 1 0:40 / /work rw - 9p checkout rw")
+    assert users(function) == ("share checkout is mounted on /work",)
+
+
+def test_network_interface(tree: Tree) -> None:
+    # The index of this machine's loopback interface, which has 127.0.0.1 when it is up.
+    index = socket.if_nametoindex("lo")
+    addresses = interfaces._addresses().get(index, [])
+    if not addresses:
+        pytest.skip("the loopback interface is not up")
+    assert "127.0.0.1/8" in addresses
+    function = tree.function(driver="e1000e")
+    eth0 = tree.child(function, "net", "net/eth0", flags="0x1003", ifindex=str(index))
+    assert users(function) == (f"network interface eth0 is up with {', '.join(addresses)}",)
+    (eth0 / "flags").write_text("0x1002\n")
+    assert users(function) == ()
+
+
+def test_a_port_of_a_bridge(tree: Tree) -> None:
+    function = tree.function(driver="e1000e")
+    eth0 = tree.child(function, "net", "net/eth0", flags="0x1003", ifindex="99999")
+    (eth0 / "upper_br0").mkdir()
+    assert users(function) == ("network interface eth0 is up as part of br0",)
+
+
+def test_addresses_are_those_the_kernel_lists() -> None:
+    found = interfaces._addresses()
+    listed: dict[int, set[str]] = {}
+    for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        raw, index, prefix, *_ = line.split()
+        address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(raw))
+        listed.setdefault(int(index, 16), set()).add(f"{address}/{int(prefix, 16)}")
+    six = {index: {text for text in texts if ":" in text} for index, texts in found.items()}
+    assert {index: texts for index, texts in six.items() if texts} == listed
+
+
+def test_boot_display(tree: Tree) -> None:
+    assert users(tree.function(boot_vga="1")) == ("it is the boot display",)
+    assert users(tree.function("0000:02:00.0", boot_vga="0")) == ()
+
+
+def test_framebuffer_console(tree: Tree) -> None:
+    function = tree.function(driver="ast")
+    tree.child(function, "graphics", "graphics/fb0", name="astdrmfb")
+    console = tree.device(
+        "vtconsole", tree.sys / "devices/virtual/vtconsole/vtcon1", name="(M) frame buffer device"
+    )
+    (console / "bind").write_text("0\n")
+    assert users(function) == ()
+    (console / "bind").write_text("1\n")
+    assert users(function) == ("framebuffer fb0 may show the text console",)
+
+
+def test_serial_console(tree: Tree) -> None:
+    function = tree.function(driver="serial")
+    tty = tree.child(function, "tty", "tty/ttyS4", dev="4:68")
+    (tree.sys / "dev/char").mkdir(parents=True)
+    (tree.sys / "dev/char/4:68").symlink_to(tty)
+    tree.write(
+        tree.proc / "consoles",
+        "ttyS4                -W- (EC  p a)    4:68\nnetcon0              -W- (E     )\n",
+    )
+    assert users(function) == ("ttyS4 is a console",)
+
+
+def test_virtual_functions(tree: Tree) -> None:
+    assert users(tree.function(sriov_numvfs="1")) == ("1 SR-IOV virtual function is enabled on it",)
+    assert users(tree.function("0000:02:00.0", sriov_numvfs="4")) == (
+        "4 SR-IOV virtual functions are enabled on it",
+    )
+
+
+def test_who_holds_it_open_through_vfio(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = tree.function(driver="vfio-pci", group=3)
+    monkeypatch.setattr(paths, "PROC", Path("/proc"))
+    assert vfio_holders(function) == ()
+    node = tree.dev / "vfio/3"
+    with node.open():
+        assert vfio_holders(function) == (
+            f"this process ({Path('/proc/self/comm').read_text().strip()}) holds {node} open",
+        )
+    code = "import sys; node = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, node],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (holder,) = vfio_holders(function)
+        assert holder.startswith(f"process {process.pid} (")
+        process.communicate()
+
+    def busy(path: str, flags: int) -> int:
+        if path == str(node):
+            raise OSError(16, "Device or resource busy")
+        return os.open(path, flags)
+
+    monkeypatch.setattr(calls, "open", busy)
+    assert vfio_holders(function) == (f"a process that does not show its files holds {node} open",)
+
+
+def test_the_disk_with_the_root_file_system_is_in_use() -> None:
+    number = os.stat("/").st_dev
+    block = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if not block.exists():
+        pytest.skip("the root file system is not on a disk")
+    carriers = [f for f in functions() if f.sysfs.resolve() in block.resolve().parents]
+    if not carriers:
+        pytest.skip("the root disk is not on a PCI function")
+    assert any(user.endswith("is mounted on /") for user in users(carriers[0]))

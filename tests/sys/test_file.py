@@ -1,0 +1,115 @@
+"""File: one owner for a descriptor, errors that say what was called on what."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pyvfio import errors
+from pyvfio._sys import EventFd, File, calls, sysfs
+from pyvfio.abi import vfio
+
+
+def test_errors_name_call_file_and_errno(tmp_path: Path) -> None:
+    with pytest.raises(errors.KernelError) as caught:
+        File.open(str(tmp_path / "absent"))
+    assert caught.value.errno == errno.ENOENT
+    assert isinstance(caught.value, OSError)
+    assert "open on" in str(caught.value)
+    assert "ENOENT" in str(caught.value)
+    with File(os.memfd_create("a"), "a") as file, pytest.raises(errors.KernelError) as caught:
+        file.ioctl(vfio.VFIO_GET_API_VERSION)
+    assert "VFIO_GET_API_VERSION on a" in str(caught.value)
+
+
+def test_a_permission_error_is_also_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EACCES, "")
+
+    monkeypatch.setattr(calls, "open", refuse)
+    with pytest.raises(PermissionError) as caught:
+        File.open("/dev/vfio/0")
+    assert isinstance(caught.value, errors.AccessDenied)
+
+
+def test_errors_survive_pickling_with_all_they_say() -> None:
+    error = errors.KernelError(errno.EBUSY, "open", "/dev/vfio/1", "somebody has it")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (errors.KernelError, str(error))
+
+
+def test_what_is_closed_says_so() -> None:
+    file = File(os.memfd_create("a"), "a")
+    file.close()
+    file.close()
+    assert file.closed
+    for use in (
+        file.fileno,
+        lambda: file.ioctl(vfio.VFIO_GET_API_VERSION),
+        lambda: file.pread(1, 0),
+        lambda: file.pwrite(b"a", 0),
+    ):
+        with pytest.raises(errors.Closed, match="a is closed"):
+            use()
+
+
+def test_short_reads_and_writes_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    with File(os.memfd_create("a"), "a") as file:
+        file.pwrite(b"1234", 0)
+        assert file.pread(4, 0) == b"1234"
+        with pytest.raises(errors.KernelError, match="2 of 4 bytes"):
+            file.pread(4, 2)
+        monkeypatch.setattr(calls, "pwrite", lambda *_: 1)
+        with pytest.raises(errors.KernelError, match="1 of 4 bytes"):
+            file.pwrite(b"1234", 0)
+
+
+def test_a_child_loses_the_descriptor_and_the_parent_keeps_it() -> None:
+    file = File(os.memfd_create("a"), "a")
+    fd = file.fileno()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.fstat(fd)
+            gone = False
+        except OSError:
+            gone = True
+        os._exit(0 if gone and file.closed else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert os.fstat(file.fileno())
+    file.close()
+
+
+def test_a_forgotten_file_is_closed_with_a_warning() -> None:
+    file = File(os.memfd_create("a"), "a")
+    fd = file.fileno()
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del file
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_an_eventfd_counts_until_somebody_looks() -> None:
+    with EventFd() as event:
+        assert event.take() == 0
+        assert event.wait(0.001) == 0
+        event.signal()
+        event.signal(4)
+        assert event.wait() == 5
+        assert event.take() == 0
+
+
+def test_sysfs_reads_links_and_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "vendor").write_text("0x1af4\n")
+    (tmp_path / "drivers").mkdir()
+    (tmp_path / "driver").symlink_to("drivers")
+    assert sysfs.read(tmp_path / "vendor") == "0x1af4"
+    assert sysfs.link_name(tmp_path / "driver") == "drivers"
+    assert sysfs.link_name(tmp_path / "absent") is None
+    with pytest.raises(errors.KernelError, match="ENOENT"):
+        sysfs.read(tmp_path / "absent")
