@@ -13,8 +13,8 @@ DEVICE_ID = 0x11E8
 
 BUFFER = 0x40000
 """Where the device's own memory begins, in its own address space."""
-BUFFER_SIZE = 4096
-"""Bytes of that memory."""
+LARGEST = 4095
+"""Bytes that one DMA may move: QEMU aborts at one that ends with the 4,096 bytes of that memory."""
 LAST_IOVA = (1 << 28) - 1
 """The last address that its DMA reaches."""
 
@@ -101,7 +101,7 @@ class Edu:
 
         Args:
             iova: where to read, at most :data:`LAST_IOVA`.
-            size: bytes, at most :data:`BUFFER_SIZE`.
+            size: bytes, at most :data:`LARGEST`.
             vector: waits for its interrupt; None polls.
 
         Raises:
@@ -115,8 +115,8 @@ class Edu:
         fence()  # what the device wrote is read after its completion
 
     def _dma(self, start: int, end: int, size: int, flags: int, vector: Vector | None) -> None:
-        if not 0 < size <= BUFFER_SIZE:
-            raise errors.RangeError(f"edu moves 1 to {BUFFER_SIZE} bytes at a time, not {size}")
+        if not 0 < size <= LARGEST:
+            raise errors.RangeError(f"edu moves 1 to {LARGEST} bytes at a time, not {size}")
         registers = self._registers
         registers.write64(_DMA_FROM, start)
         registers.write64(_DMA_TO, end)

@@ -13,10 +13,10 @@ not care which one it has::
 
 from __future__ import annotations
 
+from pyvfio.iommu.barrier import fence
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
 from pyvfio.iommu.dma import DmaBuffer, Mapping
-from pyvfio.iommu.fence import fence
 from pyvfio.iommu.group import Group
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
 from pyvfio.iommu.space import AddressSpace

@@ -3,17 +3,20 @@
 The pool maps arenas and cuts buffers out of them, so that allocating one makes no system call. What
 a closed buffer leaves is kept sorted by size, ready to go out again.
 
-A buffer's memory is never handed out twice at a time: every view, slice, cast or numpy array made
-of a buffer holds the one object that stands for its block, and only when that object dies does the
-block return to the pool. A buffer that is forgotten without being closed stays allocated: the
-device may still write to it, which only the driver can know.
+A buffer's memory is never handed out twice at a time. Every view, slice, cast or numpy array made
+of a buffer holds the one object that stands for its block. A closed buffer that nobody else refers
+to goes back into the pool as it is; otherwise its block does so when that object dies. A buffer
+that is forgotten without being closed stays allocated: the device may still write to it, which only
+the driver can know.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections import deque
 from collections.abc import Callable
+from sys import getrefcount
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,19 +103,21 @@ class DmaBuffer:
         size: bytes.
     """
 
-    __slots__ = ("_release", "_view", "iova", "size")
+    __slots__ = ("_held", "_release", "_view", "iova", "size")
 
     def __init__(
-        self, iova: int, size: int, view: memoryview, release: Callable[[int], object]
+        self, iova: int, size: int, view: memoryview, held: Any, release: Callable[[Any], object]
     ) -> None:
+        """For :meth:`AddressSpace.alloc`; ``release(held)`` gives it back."""
         self.iova = iova
         self.size = size
         self._view: memoryview | None = view
-        self._release: Callable[[int], object] | None = release
+        self._held = held
+        self._release: Callable[[Any], object] | None = release
 
     @property
     def view(self) -> memoryview:
-        """Its bytes (format "B"). numpy takes them without a copy: ``numpy.frombuffer(view, "<u4")``.
+        """Its bytes (format "B"); ``numpy.frombuffer(view, "<u4")`` takes them without a copy.
 
         A view stays valid as long as somebody holds it, even when the buffer was closed.
 
@@ -136,8 +141,9 @@ class DmaBuffer:
         """
         release = self._release
         if release is not None:
-            self._release = self._view = None
-            release(self.iova)
+            held = self._held
+            self._release = self._view = self._held = None
+            release(held)
 
     def __enter__(self) -> Self:
         return self
@@ -179,57 +185,88 @@ class _Arena:
         self.iovas = IovaAllocator([IovaRange(mapping.iova, self.last)])
 
 
-class _ReturnsToPool:
-    """The object that all views of a block hold."""
+class Lease(NamedTuple):
+    """A block ready to be used, and used again.
 
-    free: list[Place] | deque[Place]
+    Attributes:
+        iova: its first byte for the device.
+        view: its bytes; `view.obj` is the block.
+        origin: what the view and all slices and casts of it hold (CPython's "managed buffer").
+    """
+
+    iova: int
+    view: memoryview
+    origin: object
+
+    @classmethod
+    def of(cls, iova: int, view: memoryview) -> Lease:
+        (origin,) = gc.get_referents(view)
+        return cls(iova, view, origin)
+
+
+_idle = Lease.of(0, memoryview(bytearray(1)))
+# How often view and origin are referred to when nobody uses them.
+_VIEW_IDLE = getrefcount(_idle[1])
+_ORIGIN_IDLE = getrefcount(_idle[2])
+
+
+class _Block:
+    """The object that all views of a block keep alive: its end is the end of the last view."""
+
+    bin: Bin
     place: Place
+    closed = False  # the buffer was closed while somebody still had a view
 
     def __del__(self) -> None:
         # Runs anywhere, at any time: append is atomic and takes no lock.
-        self.free.append(self.place)
+        if self.closed:
+            self.bin.free.append(self.bin.lease(self.place))
 
 
 class Bin:
     """All free blocks of one size, alignment and highest address.
 
     Attributes:
-        free: where they are.
+        size: bytes of a block.
+        free: those ready to be used.
         zeros: as many zeros as a block has bytes.
-        used: views that keep what is allocated from being free, by IOVA.
-        block: ``block(address)`` makes the object that stands for a block in use; set its `place`.
-        release: ``release(iova)`` ends the use of one.
+        release: ``release(lease)`` ends the use of one; a bound method, made once.
     """
 
-    __slots__ = ("_keep", "_kind", "_pool", "block", "free", "release", "size", "used", "zeros")
+    __slots__ = ("_keep", "_kind", "_pool", "free", "release", "size", "zeros")
 
     def __init__(self, pool: Pool, size: int) -> None:
         self.size = size
-        self.free: list[Place] = []
-        self.used: dict[int, memoryview] = {}
+        self.free: list[Lease] | deque[Lease] = []
         self.zeros = _ZEROS[:size]
+        self.release: Callable[[Lease], None] = self._release
         self._pool = pool
         self._keep = max(_ARENA // size, 1)
-        kind: Any = type(
+        self._kind: Any = type(
             "Block",
-            (_ReturnsToPool, ctypes.Array),
-            {"_type_": ctypes.c_ubyte, "_length_": size, "free": self.free},
+            (_Block, ctypes.Array),
+            {"_type_": ctypes.c_ubyte, "_length_": size, "bin": self},
         )
-        self._kind = kind
-        self.block: Callable[[int], Any] = kind.from_address
-        # A bound method costs an object; make it once.
-        self.release: Callable[[int], None] = self._release
 
-    def _release(self, iova: int) -> None:
-        self.used.pop(iova, None)
-        if len(self.free) > self._keep:
-            self._pool.trim()
+    def lease(self, place: Place) -> Lease:
+        """Make a block ready to be used."""
+        block = self._kind.from_address(place.address)
+        block.place = place
+        return Lease.of(place.iova, memoryview(block).cast("B"))
 
     def abandon(self) -> None:
         """The mapping is gone: let each block's memory go as its last view goes."""
-        self._kind.free = deque(maxlen=0)
-        self.used.clear()
-        self.free.clear()
+        self.free = deque(maxlen=0)
+
+    def _release(self, lease: Lease) -> None:
+        if getrefcount(lease[1]) == _VIEW_IDLE and getrefcount(lease[2]) == _ORIGIN_IDLE:
+            free = self.free
+            free.append(lease)
+            if len(free) > self._keep:
+                self._pool.trim()
+        else:
+            block: Any = lease.view.obj
+            block.closed = True
 
 
 class Pool:
@@ -244,8 +281,8 @@ class Pool:
         self._space = space
         self._arenas: list[_Arena] = []
 
-    def carve(self, size: int, align: int | None, max_iova: int | None) -> tuple[Bin, Place]:
-        """A block that no bin has ready.
+    def carve(self, size: int, align: int | None, max_iova: int | None) -> tuple[Bin, Lease]:
+        """A block where no bin has one ready.
 
         Args:
             size: bytes, a multiple of GRAIN.
@@ -268,7 +305,7 @@ class Pool:
                 self._grow(max(size, align), max_iova)
                 place = self._place(size, align, max_iova)
                 assert place is not None  # an arena begins at a multiple of its size
-            return bin, place
+            return bin, bin.lease(place)
 
     def trim(self) -> None:
         """Give arenas that lie idle back to the host, all but one."""
@@ -300,9 +337,10 @@ class Pool:
         for bin in self.bins.values():
             while bin.free:
                 try:
-                    place = bin.free.pop()
+                    block: Any = bin.free.pop().view.obj
                 except IndexError:  # another thread took the last one
                     break
+                place: Place = block.place
                 place.arena.iovas.free(place.iova, bin.size)
 
     def _grow(self, least: int, max_iova: int | None) -> None:

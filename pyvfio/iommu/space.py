@@ -214,7 +214,7 @@ class AddressSpace(ABC):
         """
         try:
             bin = self._bins[size + GRAIN - 1 & -GRAIN, align, max_iova, huge]
-            place = bin.free.pop()
+            lease = bin.free.pop()
         except (KeyError, IndexError):
             if size <= 0 or (align is not None and (align <= 0 or align & (align - 1))):
                 raise errors.ArgumentError(
@@ -222,16 +222,12 @@ class AddressSpace(ABC):
                 ) from None
             if huge or max(size, align or 0) > LARGEST_BLOCK:
                 return self._alloc_alone(size, align or 1, max_iova, huge)
-            bin, place = self._pool.carve(size + GRAIN - 1 & -GRAIN, align, max_iova)
-        block = bin.block(place[1])
-        block.place = place
-        view = memoryview(block).cast("B")
+            bin, lease = self._pool.carve(size + GRAIN - 1 & -GRAIN, align, max_iova)
+        view = lease[1]
         view[:] = bin.zeros
         if size != bin.size:
             view = view[:size]
-        iova = place[0]
-        bin.used[iova] = view
-        return DmaBuffer(iova, size, view, bin.release)
+        return DmaBuffer(lease[0], size, view, lease, bin.release)
 
     def close(self) -> None:
         """Close the devices open in it, undo its mappings and close its files, at once.
@@ -388,7 +384,7 @@ class AddressSpace(ABC):
         else:
             view = _allocate_huge(length, huge_page)
         mapping = self._map_memory(view, align=max(align, page), max_iova=max_iova)
-        return DmaBuffer(mapping.iova, size, view[:size], lambda _: mapping.close())
+        return DmaBuffer(mapping.iova, size, view[:size], mapping, Mapping.close)
 
 
 def _default_huge_page() -> int:

@@ -37,7 +37,6 @@ from pyvfio.pci.capabilities import (
     RebarCapability,
     SriovCapability,
     StandardCapabilities,
-    SubsystemCapability,
     VpdCapability,
 )
 from pyvfio.pci.registers import AssignableField, Choice, Registers, Space, derived, u8, u16, u32
@@ -350,19 +349,16 @@ class ConfigSpace(Registers):
 
     @derived
     def subsystem_vendor_id(self) -> int | None:
-        """Who made the board; a bridge tells it in a capability, or not at all."""
-        if self.header_type == HeaderType.ENDPOINT:
-            return self.read(pci.PCI_SUBSYSTEM_VENDOR_ID, 2)
-        subsystem = self.capabilities.get(SubsystemCapability)
-        return subsystem.vendor_id if subsystem else None
+        """Who made the board; None for a bridge, which may have SubsystemCapability instead."""
+        return self._endpoint_only(pci.PCI_SUBSYSTEM_VENDOR_ID)
 
     @derived
     def subsystem_id(self) -> int | None:
-        """Its maker's number for the board; see `subsystem_vendor_id`."""
-        if self.header_type == HeaderType.ENDPOINT:
-            return self.read(pci.PCI_SUBSYSTEM_ID, 2)
-        subsystem = self.capabilities.get(SubsystemCapability)
-        return subsystem.device_id if subsystem else None
+        """Its maker's number for the board; None for a bridge."""
+        return self._endpoint_only(pci.PCI_SUBSYSTEM_ID)
+
+    def _endpoint_only(self, offset: int) -> int | None:
+        return self.read(offset, 2) if self.header_type == HeaderType.ENDPOINT else None
 
     @derived
     def bars(self) -> tuple[Bar, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 
@@ -43,12 +44,8 @@ def test_what_the_kernel_says_is_read_back(
 def test_arbitrary_bytes_are_read_or_refused(data: bytes, with_capabilities: bool) -> None:
     if with_capabilities and len(data) > 24:
         data = data[:4] + b"\3" + data[5:16] + b"\x18\0\0\0" + data[20:]
-    try:
-        info = parse_type1_info(data)
-    except errors.KernelError as error:
-        assert error.errno == errno.EPROTO
-    else:
-        assert all(r.start <= r.last for r in info.ranges)
+    with contextlib.suppress(errors.KernelError):
+        assert all(r.start <= r.last for r in parse_type1_info(data).ranges)
 
 
 @given(st.data())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,7 +81,7 @@ class AgainstASet(RuleBasedStateMachine):
     def same_as_the_model(self) -> None:
         ranges = self.allocator.free_ranges
         assert {a for r in ranges for a in range(r.start, r.last + 1)} == self.free
-        assert all(a.last + 1 < b.start for a, b in zip(ranges, ranges[1:], strict=False))
+        assert all(a.last + 1 < b.start for a, b in pairwise(ranges))
         assert self.allocator.unused == (self.free == self.all)
 
 
@@ -103,7 +105,7 @@ def test_ranges_that_touch_or_overlap_become_one(pieces: list[tuple[int, int]]) 
     assert {x for r in ranges for x in range(r.start, r.last + 1)} == {
         x for a, n in pieces for x in range(a, a + n)
     }
-    assert all(a.last + 1 < b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a.last + 1 < b.start for a, b in pairwise(ranges))
 
 
 @pytest.mark.parametrize(("start", "last"), [(-1, 5), (6, 5)])

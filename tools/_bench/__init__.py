@@ -4,9 +4,10 @@ How it is laid out, in the order in which a run goes through it:
 
     cli.py        what people type: list, run, shell
     profiles.py   the emulated hosts, as data: architecture, kernel, devices and their addresses
-    debian.py     Debian packages of any architecture, fetched by apt with nothing of its own changed
+    debian.py     Debian packages of any architecture, fetched by an apt of the bench's own
+    cpio.py       the kernel's format for an initramfs
     image.py      kernel and initramfs made of those packages, cached by the hash of their recipe
-    guest/        what runs inside: init, and the commands put on PATH there
+    guest/        what runs inside: init and pyvfio are part of the image, session is sent in each run
     machine.py    one boot: QEMU started, the command's streams carried, QEMU ended
     progress.py   what is going on, on stderr
 """

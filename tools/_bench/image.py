@@ -53,15 +53,21 @@ ALTERNATIVES = ("blas/libblas.so.3", "lapack/liblapack.so.3")
 
 UNUSED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/i18n", "usr/share/bug"),
-    *("usr/share/lintian", "usr/include", "usr/share/icons", "usr/share/applications", "usr/lib/*/gconv"),
+    *("usr/share/lintian", "usr/share/icons", "usr/share/applications", "usr/include"),
     *("usr/lib/python3*/dist-packages/numpy/**/tests", "usr/lib/python3*/lib2to3"),
-    *("usr/lib/python3*/ensurepip", "usr/lib/python3*/idlelib", "usr/lib/python3*/test"),
+    *(
+        "usr/lib/*/gconv",
+        "usr/lib/python3*/ensurepip",
+        "usr/lib/python3*/idlelib",
+        "usr/lib/python3*/test",
+    ),
 )
 
 # The bench's own: how the guest talks to it, and the checkout's file system.
 MODULES = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio")
 
-GUEST_FILES = Path(__file__).parent / "guest"
+GUEST = Path(__file__).parent / "guest"
+GUEST_FILES = {"init": "init", "pyvfio": "usr/bin/pyvfio"}
 UNUSED_IMAGES_SECONDS = 30 * 24 * 3600
 
 
@@ -95,7 +101,7 @@ def recipe(profile: Profile) -> str:
     digest = hashlib.sha256()
     parts = (SUITE, profile.architecture, profile.kernel_package, profile.modules)
     digest.update(json.dumps(parts).encode())
-    sources = (Path(__file__), Path(cpio.__file__), *sorted(GUEST_FILES.iterdir()))
+    sources = (Path(__file__), Path(cpio.__file__), *(GUEST / name for name in GUEST_FILES))
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
@@ -194,7 +200,7 @@ def _install_kernel(profile: Profile, root: Path, image: Path, scratch: Path) ->
         raise BenchError(f"a module is not in {profile.kernel_package}: {shown.stderr.strip()}")
     # Each line is "insmod PATH" or "builtin NAME".
     wanted = {Path(line.split()[1]) for line in shown.stdout.splitlines() if line[0] == "i"}
-    lists = (tree / name for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"))
+    lists = (tree / f"modules.{name}" for name in ("builtin", "builtin.modinfo", "order"))
     for source in (*wanted, *lists):
         target = root / source.resolve().relative_to(aside.resolve())
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,13 +219,13 @@ def _finish_root(root: Path) -> None:
             shutil.rmtree(path)
     for directory in ("proc", "sys", "dev", "run", "tmp", "root", "etc"):
         (root / directory).mkdir(exist_ok=True)
-    for path, target in LINKS.items():
-        (root / path).symlink_to(target)
+    for link, target in LINKS.items():
+        (root / link).symlink_to(target)
     for library in ALTERNATIVES:
         for path in root.glob(f"usr/lib/*/{library}"):
             (path.parents[1] / path.name).symlink_to(library)
-    shutil.copy(GUEST_FILES / "init", root / "init")
-    shutil.copy(GUEST_FILES / "pyvfio", root / "usr/bin/pyvfio")
+    for name, place in GUEST_FILES.items():
+        shutil.copy(GUEST / name, root / place)
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
@@ -228,10 +234,9 @@ def _finish_root(root: Path) -> None:
 def _byte_compile(root: Path, compiler: Path) -> None:
     (loader,) = compiler.glob("usr/lib*/ld-linux*.so.*")
     (python,) = compiler.glob("usr/bin/python3.[0-9]*[0-9]")
-    libraries = ":".join(str(path.parent) for path in compiler.glob("usr/lib/*/libc.so.6"))
-    command = [str(loader), "--library-path", libraries, str(python), "-m", "compileall", "-q"]
+    (libc,) = compiler.glob("usr/lib/*/libc.so.6")
+    command = [str(loader), "--library-path", str(libc.parent), str(python), "-m", "compileall"]
     # Nobody edits these files in the guest: it need not look whether the sources are newer.
-    command += ["--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
+    command += ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
     command += [str(path) for path in root.glob("usr/lib/python3*")]
-    environment = {"PYTHONHOME": str(compiler / "usr"), "PATH": os.environ["PATH"]}
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run(command, check=True, env={"PYTHONHOME": str(compiler / "usr")})

@@ -1,7 +1,7 @@
 """One boot of an emulated host: QEMU started, the command's streams carried, QEMU ended.
 
 Between bench and guest stand virtio-serial ports, each a socket pair made before QEMU starts, so
-that nothing is left in a file system: `bench.control` (see guest/init for what is said on it),
+that nothing is left in a file system: `bench.control` (guest/session tells what is said on it),
 `bench.stdout` and `bench.stderr` of the command, and for a shell a virtio console. The kernel's
 console goes to a file of its own.
 """
@@ -30,6 +30,7 @@ from . import BenchError
 from .profiles import SCRATCH_BYTES, Profile
 from .progress import step
 
+SESSION = Path(__file__).parent / "guest/session"
 TAIL_LINES = 40
 
 
@@ -60,7 +61,7 @@ class Request:
     command: Sequence[str]
 
     def script(self, profile: Profile) -> str:
-        """The shell variables that guest/init expects."""
+        """What the guest's init is to run: guest/session, after its variables."""
         size = shutil.get_terminal_size()
         variables = {
             "checkout": str(self.checkout),
@@ -76,7 +77,7 @@ class Request:
             "TERM": os.environ.get("TERM", "dumb"),
         }
         lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-        return "\n".join([*lines, "export TERM", "# end", ""])
+        return "\n".join([*lines, "export TERM", SESSION.read_text(), "# end", ""])
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ async def _serve(
 ) -> int:
     """Talk to QEMU and the guest until the command has ended; returns its exit status.
 
-    QEMU's end, for whatever reason, closes its ends of all sockets, and so ends all that waits here.
+    When QEMU ends, for whatever reason, its ends of all sockets close: nothing here waits forever.
     """
     reader, writer = await asyncio.open_unix_connection(sock=sockets["control"])
     shutdown = EventListener("SHUTDOWN")
@@ -229,17 +230,22 @@ async def _serve(
     with contextlib.ExitStack() as stack:
         if "terminal" in sockets:
             stack.enter_context(_terminal(sockets["terminal"], writer))
-            streams = [_copy(sockets["terminal"], sys.stdout.buffer)]
-        else:
-            streams = [
-                _copy(sockets["stdout"], sys.stdout.buffer),
-                _copy(sockets["stderr"], sys.stderr.buffer),
-            ]
-        tasks = [asyncio.ensure_future(task) for task in (finish(), *streams)]
+        outputs = {
+            "terminal": sys.stdout.buffer,
+            "stdout": sys.stdout.buffer,
+            "stderr": sys.stderr.buffer,
+        }
+        exit_status = asyncio.ensure_future(finish())
+        copies = [
+            asyncio.ensure_future(_copy(sockets[name], output))
+            for name, output in outputs.items()
+            if name in sockets
+        ]
         try:
-            return (await asyncio.gather(*tasks))[0]
+            await asyncio.gather(exit_status, *copies)
+            return exit_status.result()
         finally:
-            for task in tasks:
+            for task in (exit_status, *copies):
                 task.cancel()
             with contextlib.suppress(Exception):
                 await qmp.disconnect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 
@@ -16,8 +17,9 @@ _MANY = 16  # vectors that are shown at work; a device may have thousands
 def tell(address: str) -> None:
     """Bind a device, show it at work, give it back."""
     function = pci.Function(address)
-    name = function.device_name or function.class_name or "unknown device"
-    print(f"── {function.address}: {name} " + "─" * 20)
+    is_edu = (function.vendor_id, function.device_id) == (edu.VENDOR_ID, edu.DEVICE_ID)
+    name = "edu, QEMU's teaching device" if is_edu else function.device_name or "unknown device"
+    print(f"── {function.address}: {name} ".ljust(72, "─"))
     before = function.driver
     with pci.bound(function.address):
         group = function.iommu_group
@@ -28,7 +30,7 @@ def tell(address: str) -> None:
             _memory(device)
             for irq in device.irqs:
                 _interrupts(irq)
-            if (function.vendor_id, function.device_id) == (edu.VENDOR_ID, edu.DEVICE_ID):
+            if is_edu:
                 _edu(device)
             if device.can_reset:
                 device.reset()
@@ -65,8 +67,8 @@ def _interrupts(irq: Irq) -> None:
         took = time.perf_counter() - start
     _say(
         "interrupts",
-        f"{irq.name}: {irq.count} vectors; {wanted} fired by loopback, {arrived} arrived "
-        f"in {took * 1e6:,.0f} us",
+        f"{irq.name} has {irq.count}; {wanted} fired by loopback, {arrived} arrived, "
+        f"{took * 1e6:,.0f} us",
     )
 
 
@@ -74,25 +76,23 @@ def _edu(device: Device) -> None:
     chip = edu.Edu(device)
     vectors = device.msi.enable(1)
     _say("computing", f"the device says 12! = {chip.factorial(12, vectors[0]):,}, and interrupts")
-    secret = os.urandom(edu.BUFFER_SIZE)
-    with device.dma.alloc(2 * len(secret), max_iova=edu.LAST_IOVA) as buffer:
-        source, target = buffer.view[: len(secret)], buffer.view[len(secret) :]
+    size = edu.LARGEST
+    secret = os.urandom(size)
+    with device.dma.alloc(2 * size, max_iova=edu.LAST_IOVA) as buffer:
+        source, target = buffer.view[:size], buffer.view[size:]
         source[:] = secret
-        chip.read_memory(buffer.iova, len(secret), vectors[0])
-        chip.write_memory(buffer.iova + len(secret), len(secret), vectors[0])
+        chip.read_memory(buffer.iova, size, vectors[0])
+        chip.write_memory(buffer.iova + size, size, vectors[0])
         if target != secret:
             raise errors.StateError("the device's DMA did not bring back what was sent")
-        _say("DMA", f"{len(secret):,} random bytes to the device and back: identical")
-    page = device.dma.page_size
-    memory = device.dma.alloc(2 << 20, max_iova=edu.LAST_IOVA)
-    view, iova = memory.view, memory.iova
-    chip.write_memory(iova, page)
-    reached = view[:page] == secret[:page]
-    view[:page] = bytes(page)
-    memory.close()
-    chip.write_memory(iova, page)
-    stopped = view[:page] == bytes(page)
-    if not (reached and stopped):
+        _say("DMA", f"{size:,} random bytes to the device and back: identical")
+    memory = mmap.mmap(-1, device.dma.page_size)
+    with device.dma.map(memory, max_iova=edu.LAST_IOVA) as mapping:
+        chip.write_memory(mapping.iova, size)
+        reached = memory[:size] == secret
+    memory[:] = bytes(len(memory))
+    chip.write_memory(mapping.iova, size)
+    if not reached or memory[:] != bytes(len(memory)):
         raise errors.StateError("the IOMMU did not isolate the device")
     _say("isolation", "the same DMA after unmapping: stopped by the IOMMU, memory untouched")
     vectors.close()

@@ -55,7 +55,7 @@ class Setting:
 
     peers: Peers
     device: str
-    progress: Callable[[str], None]
+    progress: Callable[[str], None] = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,8 @@ class ExtendedCapabilities(CapabilityList[ExtendedCapability]):
             if header == 0:
                 return
             if header == 0xFFFFFFFF:
+                if offset == pci.PCI_CFG_SPACE_SIZE:
+                    return  # a conventional device on a host that can ask for more
                 raise MalformedConfig(
                     f"there is no extended capability at {offset:#x}: it reads 0xffffffff"
                 )

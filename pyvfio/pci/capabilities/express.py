@@ -30,6 +30,7 @@ class LinkSpeed(Choice):
     GT_16 = 4
     GT_32 = 5
     GT_64 = 6
+    GT_128 = 7
 
     def __str__(self) -> str:
         if not self.name.startswith("GT_"):

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,6 +280,17 @@ def test_the_node_does_not_appear(tree: Tree, core: DriverCore) -> None:
         bind(ADDRESS, timeout=0.2)
     assert state(function) == ("e1000e", None)
     assert records() == []
+
+
+def test_the_node_appears_late(tree: Tree, core: DriverCore) -> None:
+    tree.function(driver="e1000e", group=3)
+    node = tree.dev / "vfio/3"
+    node.unlink()
+    maker = threading.Timer(0.1, node.touch)
+    maker.start()
+    assert bind(ADDRESS) is True
+    assert node.exists()
+    maker.join()
 
 
 def test_open_through_vfio(tree: Tree, core: DriverCore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,35 +6,32 @@ import platform
 import shutil
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pyvfio import errors
 from pyvfio._sys import calls
-from pyvfio.iommu import fence as fence_function
-from pyvfio.iommu.fence import _CODE
-
-fence_module = sys.modules["pyvfio.iommu.fence"]
+from pyvfio.iommu import barrier, fence
+from pyvfio.iommu.barrier import _CODE
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if no fence had been used yet."""
-    monkeypatch.setattr(fence_module, "_barrier", None)
+    monkeypatch.setattr(barrier, "_barrier", None)
 
 
 @pytest.mark.usefixtures("fresh")
 def test_it_runs_on_this_processor_and_leaves_no_descriptor() -> None:
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
-        assert fence_function() is None  # type: ignore[func-returns-value]
+        assert fence() is None  # type: ignore[func-returns-value]
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_nothing_is_writable_and_executable_at_once() -> None:
-    fence_function()
+    fence()
     lines = Path("/proc/self/maps").read_text().splitlines()
     (mapped,) = {line.split()[1] for line in lines if "pyvfio-fence" in line}
     assert mapped == "r-xp"
@@ -74,7 +71,7 @@ def test_a_disassembler_reads_them_so(tmp_path: Path) -> None:
 def test_an_unknown_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "pdp11")
     with pytest.raises(errors.Unsupported, match="pdp11"):
-        fence_function()
+        fence()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -85,5 +82,5 @@ def test_where_executable_memory_is_refused_it_says_so(monkeypatch: pytest.Monke
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(calls, "mmap", refuse)
     with pytest.raises(errors.Unsupported, match="executable memory"):
-        fence_function()
+        fence()
     assert os.listdir("/proc/self/fd") == before
