@@ -25,7 +25,7 @@ import pytest
 from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio.abi import vfio
-from pyvfio.pci import Function, bind, bound, check_openable, functions, paths, restore, users
+from pyvfio.pci import Function, bind, bound, check_openable, functions, paths, unbind, users
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -151,12 +151,12 @@ def test_given_back_after_kill_9_at_each_step(card: Function, step: int, moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(lambda: bind(card.address), kill) == -signal.SIGKILL
-    assert restore(card.address) is True
+    assert unbind(card.address) is True
     assert card.driver == "e1000e"
     assert in_child(lambda: bind(card.address), kill) == -signal.SIGKILL
     bind(card.address)
     assert (card.driver, card.driver_override) == ("vfio-pci", None)
-    assert restore(card.address) is True
+    assert unbind(card.address) is True
     assert interface(card)
 
 
@@ -191,7 +191,7 @@ def test_several_processes_bind_at_once(card: Function) -> None:
     ]
     answers = sorted(process.communicate()[0].strip() for process in processes)
     assert answers == ["False", "False", "False", "True"]
-    restore(card.address)
+    unbind(card.address)
 
 
 def test_the_reason_of_the_kernel_is_told(card: Function) -> None:
@@ -221,10 +221,10 @@ def test_what_is_open_is_not_given_back(card: Function) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(errors.Busy, match=f"process {process.pid} .* holds {group.path} open"):
-            restore(card.address, timeout=0.2)
+            unbind(card.address, timeout=0.2)
         assert card.driver == "vfio-pci"
         process.communicate()
-    assert restore(card.address) is True
+    assert unbind(card.address) is True
 
 
 def test_a_network_interface_with_an_address_is_refused(card: Function) -> None:
@@ -299,7 +299,7 @@ def test_the_share_with_the_checkout_is_in_use() -> None:
 def test_unplugged_and_plugged_in_again(card: Function) -> None:
     bind(card.address)
     (card.sysfs / "remove").write_text("1")
-    for action in (bind, restore):
+    for action in (bind, unbind):
         with pytest.raises(errors.DeviceNotFound):
             action(card.address)
     with pytest.raises(errors.DeviceNotFound):
@@ -307,7 +307,7 @@ def test_unplugged_and_plugged_in_again(card: Function) -> None:
     Path("/sys/bus/pci/rescan").write_text("1")
     assert interface(card)
     assert card.driver == "e1000e"
-    assert restore(card.address) is True
+    assert unbind(card.address) is True
 
 
 def test_a_group_with_a_host_driver_in_it() -> None:

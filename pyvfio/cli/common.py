@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from pyvfio.pci import Function
 
 
-def add_address(parser: argparse.ArgumentParser) -> None:
+def add_address(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """The argument BDF, with the machine's own addresses for tab completion."""
     argument = parser.add_argument(
-        "address", metavar="BDF", help="the device's address, as 0000:01:00.0 or 01:00.0"
+        "address",
+        metavar="BDF",
+        nargs="+" if several else None,
+        help="the device's address, as 0000:01:00.0 or 01:00.0",
     )
     argument.completer = _addresses  # type: ignore[attr-defined]
 

@@ -270,7 +270,7 @@ class Bin:
 
 
 class Pool:
-    """The arenas of an address space. The caller holds the space's lock.
+    """The arenas of an address space, guarded by its lock.
 
     Attributes:
         bins: by size, alignment and highest address.

@@ -178,7 +178,7 @@ def _who_has(path: str) -> str:
             continue
     if not holders:
         return (
-            "another process has the group open (or still maps a BAR of one of its devices); "
-            f"as root, find it with: fuser -v {path}"
+            "a process, perhaps this one, has the group open or still holds a view of a BAR of its "
+            f"devices; as root, find it with: fuser -v {path}"
         )
     return f"process {', '.join(holders)} has the group open; a group can be open only once"

@@ -18,7 +18,7 @@ from pyvfio.pci.function import Function, Resource, functions
 from pyvfio.pci.group import IommuGroup
 
 if TYPE_CHECKING:
-    from pyvfio.pci.binding import bind, bound, restore
+    from pyvfio.pci.binding import bind, bound, unbind
     from pyvfio.pci.config import ConfigSpace
     from pyvfio.pci.openable import check_openable
     from pyvfio.pci.usage import users
@@ -33,7 +33,7 @@ __all__ = [
     "bound",
     "check_openable",
     "functions",
-    "restore",
+    "unbind",
     "users",
 ]
 
@@ -43,7 +43,7 @@ _LATER = {
     "bind": "binding",
     "bound": "binding",
     "check_openable": "openable",
-    "restore": "binding",
+    "unbind": "binding",
     "users": "usage",
 }
 

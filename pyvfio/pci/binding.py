@@ -76,7 +76,7 @@ def bind(
     return True
 
 
-def restore(address: Address | str, *, timeout: float = _TIMEOUT) -> bool:
+def unbind(address: Address | str, *, timeout: float = _TIMEOUT) -> bool:
     """Give a function back to the driver that it had before :func:`bind`, or to none.
 
     Args:
@@ -118,7 +118,7 @@ def bound(
         yield Function(address)
     finally:
         if not was_bound:
-            restore(address, timeout=timeout)
+            unbind(address, timeout=timeout)
 
 
 def _before(function: Function) -> record.State:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvfio import errors
@@ -569,6 +569,7 @@ def test_malformed_product_data(data: bytes, message: str) -> None:
         Vpd.parse(data)
 
 
+@settings(deadline=None)
 @given(st.binary() | st.binary().map(lambda tail: product_data()[:60] + tail))
 def test_arbitrary_product_data_parses_or_is_malformed(data: bytes) -> None:
     try:
@@ -667,7 +668,8 @@ def test_lspci_decodes_the_samples_alike(tmp_path: Path) -> None:
         header={0x10: bytes.fromhex("0000a0fe")},
     )
     text = lspci(as_lspci(data), tmp_path)
-    for line in (
+    # Only what lspci 3.9 and 3.13 word alike.
+    expected = (
         "DSI- D1+ D2- AuxCurrent=375mA PME(D0+,D1+,D2-,D3hot+,D3cold-)",
         "Status: D3 NoSoftRst+ PME-Enable+ DSel=0 DScale=0 PME+",
         "MSI: Enable- Count=1/16 Maskable+ 64bit+",
@@ -676,15 +678,15 @@ def test_lspci_decodes_the_samples_alike(tmp_path: Path) -> None:
         "MSI-X: Enable+ Count=2048 Masked+",
         "Vector table: BAR=3 offset=00002000",
         "PBA: BAR=5 offset=12343000",
-        "Express (v2) Endpoint, MSI 02",
+        "Express (v2) Endpoint",
         "MaxPayload 512 bytes, MaxReadReq 512 bytes",
         "DevSta:	CorrErr+ NonFatalErr+ FatalErr+ UnsupReq+ AuxPwr- TransPend+",
         "LnkCap:	Port #2, Speed 16GT/s, Width x4, ASPM L0s L1",
-        "LnkCtl:	ASPM L1 Enabled; RCB 64 bytes, Disabled- CommClk+",
+        "LnkCtl:	ASPM L1 Enabled; RCB 64 bytes",
         "LnkSta:	Speed 8GT/s",
         "TrErr- Train- SlotClk+ DLActive-",
         "AtomicOpsCap: 32bit+ 64bit+ 128bitCAS+",
-        "TimeoutDis+ LTR+",
+        "TimeoutDis+",
         "LnkCap2: Supported Link Speeds: 2.5-16GT/s, Crosslink-",
         "LnkCtl2: Target Link Speed: 8GT/s, EnterCompliance- SpeedDis+",
         "UESta:	DLP+ SDES- TLP- FCP- CmpltTO+ CmpltAbrt-",
@@ -710,8 +712,8 @@ def test_lspci_decodes_the_samples_alike(tmp_path: Path) -> None:
         "BAR 0: current size: 2GB, supported: 128TB 256TB",
         "Vendor Specific Information: ID=1234 Rev=0 Len=021",
         "Designated Vendor-Specific: Vendor=1e98 ID=0003 Rev=1 Len=56",
-    ):
-        assert line in text
+    )
+    assert [phrase for phrase in expected if phrase not in text] == []
 
 
 @pytest.mark.parametrize("name", ["e1000e", "nvme", "root-port", "virtio-net"])

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyvfio import errors
@@ -407,6 +407,7 @@ HEADERS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([64, 128, 256, 4096]),
     st.integers(0),
@@ -432,11 +433,13 @@ def test_any_bytes_parse_or_are_malformed(
     everything(ConfigSpace.from_bytes(bytes(data[:size])))
 
 
+@settings(deadline=None)
 @given(st.sampled_from([64, 128, 256, 4096]).flatmap(lambda n: st.binary(min_size=n, max_size=n)))
 def test_arbitrary_bytes_parse_or_are_malformed(data: bytes) -> None:
     everything(ConfigSpace.from_bytes(data))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 0xFE), st.binary(max_size=12)), max_size=12),
     st.lists(st.tuples(st.integers(1, 0xFFFF), st.binary(max_size=40)), max_size=60),
@@ -474,7 +477,7 @@ def test_this_machines_devices_agree_with_lspci(path: Path) -> None:
     config = ConfigSpace.from_sysfs(path)
     if config.size < 256:
         pytest.skip("the kernel shows capabilities to root only")
-    command = ["lspci", "-D", "-n", "-v", "-s", path.name]
+    command = ["lspci", "-D", "-n", "-vv", "-s", path.name]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"{config.vendor_id:04x}:{config.device_id:04x}" in text
     listed = re.findall(r"Capabilities: \[([0-9a-f]+)(?: v(\d+))?\]", text)

@@ -7,7 +7,7 @@ How it is laid out, in the order in which a run goes through it:
     debian.py     Debian packages of any architecture, fetched by an apt of the bench's own
     cpio.py       the kernel's format for an initramfs
     image.py      kernel and initramfs made of those packages, cached by the hash of their recipe
-    guest/        what runs inside: init and pyvfio are part of the image, session is sent in each run
+    guest/        what runs inside: init and pyvfio from the image, session sent in each run
     machine.py    one boot: QEMU started, the command's streams carried, QEMU ended
     progress.py   what is going on, on stderr
 """

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -101,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         say(f"error: {error}")
         return FAILED_STATUS
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _listing() -> str:
@@ -137,7 +140,7 @@ def _boot(parsed: argparse.Namespace) -> int:
         raise BenchError("a shell needs a terminal; for a single command take `tools/bench run`")
     if parsed.kernel and not parsed.kernel.is_file():
         raise BenchError(f"--kernel {parsed.kernel}: no such file")
-    _need_packages(profile.qemu_package, "kmod")
+    _need_packages(profile.qemu_package, "kmod", "debian-archive-keyring")
     ours = image.get(profile)
     options = machine.Options(
         kernel=parsed.kernel or ours.kernel,
@@ -193,6 +196,6 @@ def _run(profile: Profile, options: machine.Options, request: machine.Request) -
     except asyncio.CancelledError:
         return 128 + received
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain of the same when flushing.
-        sys.stderr.close()
+        # Whoever read our output has gone; Python would complain of the same when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -94,7 +94,8 @@ class Archive:
                 return
         raise BenchError(
             f"no mirror in this machine's apt configuration gives Debian {self._suite}"
-            f" for {self._architecture}; name one in {MIRROR_VARIABLE}\n" + "\n".join(failures)
+            f" for {self._architecture}; name one in {MIRROR_VARIABLE}, or update the package"
+            " debian-archive-keyring if a signature's key is unknown\n" + "\n".join(failures)
         )
 
     def fetch(self, packages: Sequence[str], assumed: Iterable[str], step: Step) -> list[Path]:

@@ -114,7 +114,10 @@ def get(profile: Profile) -> Image:
     images.mkdir(parents=True, exist_ok=True)
     with _locked(images / f"{profile.name}.lock"):
         if not image.directory.exists():
-            with tempfile.TemporaryDirectory(dir=images, prefix="unfinished-") as scratch:
+            unfinished = f"unfinished-{profile.name}-"
+            for leftover in images.glob(f"{unfinished}*"):
+                shutil.rmtree(leftover)  # of a build that was killed: we hold its lock
+            with tempfile.TemporaryDirectory(dir=images, prefix=unfinished) as scratch:
                 built = Path(scratch, "image")
                 _build(profile, built, Path(scratch))
                 # Only a complete image gets the name under which it is looked for.

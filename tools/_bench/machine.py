@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from qemu.qmp import ConnectError, EventListener, QMPClient
+from qemu.qmp import ConnectError, EventListener, QMPClient, QMPError
 
 from . import BenchError
 from .profiles import SCRATCH_BYTES, Profile
@@ -224,7 +224,8 @@ async def _serve(
         word, _, status = (await reader.readline()).decode().partition(" ")
         if word != "exit":
             raise MachineDied(f"the guest ended before the command did{_reason(shutdown)}")
-        await qmp.execute("quit")
+        with contextlib.suppress(QMPError):  # the guest, too, is about to power off
+            await qmp.execute("quit")
         return int(status)
 
     with contextlib.ExitStack() as stack:
@@ -253,8 +254,8 @@ async def _serve(
 
 def _reason(shutdown: EventListener) -> str:
     """Why QEMU says that it shut down: a panic shows as guest-reset, by panic=-1."""
-    reasons = [event["data"]["reason"] for event in shutdown.clear()]
-    return f" ({', '.join(reasons)})" if reasons else ""
+    reasons = [event["data"] for event in shutdown.clear()]
+    return "".join(f" ({data['reason']})" for data in reasons if isinstance(data, dict))
 
 
 async def _copy(source: socket.socket, output: BinaryIO) -> None:

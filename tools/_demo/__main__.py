@@ -49,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _on_the_bench() -> int:
     print(
-        "No --device was named, so the devices are emulated and everything else is real: QEMU\n"
-        "starts a PC with an Intel IOMMU, it boots Debian's kernel, and pyvfio runs there as root.\n",
+        "No --device was named, so the devices are emulated and everything else is real:\n"
+        "QEMU starts a PC with an Intel IOMMU, Debian's kernel boots on it, and pyvfio runs\n"
+        "there as root.\n",
         flush=True,
     )
     command = [str(_CHECKOUT / "tools/bench"), "run", X86.name, "--", "tools/demo"]

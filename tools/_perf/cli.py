@@ -23,7 +23,11 @@ _BENCH = Path(__file__).parents[1] / "bench"
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 if every row was measured, whatever came out, and 1 otherwise."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name in options.rows:
+        if name not in ROWS:
+            parser.error(f"there is no row {name!r}; the rows are {', '.join(ROWS)}")
     rows = [ROWS[name] for name in options.rows or ROWS]
     report = Report(peers={}, results=[], failed={})
     here = [row for row in rows if options.device or not row.needs_device]
@@ -31,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     on_bench = [row for row in rows if row not in here]
     if on_bench:
         _run_on_bench(on_bench, report)
+    report["results"].sort(key=lambda result: list(ROWS).index(result["row"]))
     if options.json:
         json.dump(report, sys.stdout, indent=2)
         print()
@@ -61,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "  tools/perf dma --device 0000:01:00.0  with a device of your own, as root\n\n"
         "exit status: 0 if every row was measured, also where an aim is missed; 1 otherwise.",
     )
-    parser.add_argument(
-        "rows", nargs="*", metavar="ROW", choices=[*ROWS, []], help="all rows, if none is named"
-    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="all rows, if none is named")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
         "--device",

@@ -11,6 +11,8 @@ set -euo pipefail
 
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYVFIO_CACHE=${PYVFIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pyvfio}
+# An ordinary user's PATH on Debian lacks these; depmod and modprobe are there.
+export PATH=$PATH:/usr/sbin:/sbin
 export PYTHONPATH=$CHECKOUT${PYTHONPATH:+:$PYTHONPATH}
 
 say() { printf '%s\n' "$*" >&2; }

@@ -7,6 +7,7 @@ A typed capability is a class with an identifier and a table of fields (see
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from pyvfio.abi import pci_regs as pci
@@ -187,7 +188,7 @@ class CapabilityList(Generic[C]):
             fault = error
         end = self._end()
         starts = sorted([*found, end])
-        limits = dict(zip(starts, starts[1:], strict=False))
+        limits = dict(pairwise(starts))
         places = tuple(
             Place(offset, id, version, limits[offset], end)
             for offset, (id, version) in found.items()

@@ -18,7 +18,7 @@ import pytest
 
 from pyvfio import errors
 from pyvfio._sys import calls
-from pyvfio.pci import Function, bind, bound, modules, paths, restore
+from pyvfio.pci import Function, bind, bound, modules, paths, unbind
 
 from .driver_core import DriverCore
 from .tree import Tree
@@ -54,10 +54,10 @@ def test_bound_and_given_back(
     assert bind(ADDRESS) is True
     assert state(function) == ("vfio-pci", override)
     assert bind(ADDRESS) is False
-    assert restore(ADDRESS) is True
+    assert unbind(ADDRESS) is True
     assert state(function) == (driver, override)
     assert records() == []
-    assert restore(ADDRESS) is False
+    assert unbind(ADDRESS) is False
 
 
 def test_no_other_driver_may_take_it_meanwhile(tree: Tree, core: DriverCore) -> None:
@@ -105,7 +105,7 @@ def test_killed_at_any_step(
     function = tree.function(driver=driver, override=override, group=3)
 
     def give_back() -> None:
-        assert restore(ADDRESS) is True
+        assert unbind(ADDRESS) is True
         assert state(function) == (driver, override)
         assert records() == []
 
@@ -121,10 +121,10 @@ def test_killed_at_any_step(
     assert state(function) == ("vfio-pci", override)
 
     steps = 0
-    while killed(core, restore, steps, moment):
+    while killed(core, unbind, steps, moment):
         give_back()
         bind(ADDRESS)
-        assert killed(core, restore, steps, moment)
+        assert killed(core, unbind, steps, moment)
         bind(ADDRESS)
         assert state(function) == ("vfio-pci", override)
         steps += 1
@@ -175,7 +175,7 @@ def test_what_somebody_else_bound_stays(tree: Tree, core: DriverCore) -> None:
     function = tree.function(driver="vfio-pci", override="vfio-pci", group=3)
     with bound(ADDRESS):
         assert records() == []
-    assert restore(ADDRESS) is False
+    assert unbind(ADDRESS) is False
     assert state(function) == ("vfio-pci", "vfio-pci")
     assert core.writes == []
 
@@ -186,7 +186,7 @@ def test_what_was_bound_before_the_context_stays(tree: Tree, core: DriverCore) -
     with bound(ADDRESS):
         pass
     assert function.driver == "vfio-pci"
-    assert restore(ADDRESS) is True
+    assert unbind(ADDRESS) is True
     assert function.driver == "e1000e"
 
 
@@ -195,7 +195,7 @@ def test_what_somebody_else_bound_meanwhile_stays(tree: Tree, core: DriverCore) 
     bind(ADDRESS)
     (function.sysfs / "driver").unlink()
     (function.sysfs / "driver").symlink_to(tree.driver("pci-stub"))
-    assert restore(ADDRESS) is True
+    assert unbind(ADDRESS) is True
     assert function.driver == "pci-stub"
     assert records() == []
 
@@ -216,11 +216,11 @@ def test_the_old_driver_refuses(tree: Tree, core: DriverCore) -> None:
     bind(ADDRESS)
     core.refuse["e1000e"] = errno.EIO
     with pytest.raises(errors.BindFailed, match=r"to e1000e.*EIO"):
-        restore(ADDRESS)
+        unbind(ADDRESS)
     assert state(function) == (None, None)
     assert records() == [RECORD]
     core.refuse.clear()
-    assert restore(ADDRESS) is True
+    assert unbind(ADDRESS) is True
     assert state(function) == ("e1000e", None)
 
 
@@ -304,10 +304,10 @@ def test_open_through_vfio(tree: Tree, core: DriverCore, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(calls, "open", busy)
     with pytest.raises(errors.Busy, match=r"vfio/3 open: close it first"):
-        restore(ADDRESS, timeout=0.2)
+        unbind(ADDRESS, timeout=0.2)
     assert state(function) == ("vfio-pci", None)
     monkeypatch.setattr(calls, "open", os.open)
-    assert restore(ADDRESS) is True
+    assert unbind(ADDRESS) is True
     assert state(function) == ("e1000e", None)
 
 
@@ -318,9 +318,9 @@ def test_another_process_is_binding(tree: Tree, core: DriverCore) -> None:
     with open(paths.RECORDS / f"{ADDRESS}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(errors.Busy, match=f"another process has been binding {ADDRESS}"):
-            restore(ADDRESS, timeout=0.2)
+            unbind(ADDRESS, timeout=0.2)
         assert bind("0000:02:00.0", timeout=0.2) is True
-    assert restore(ADDRESS, timeout=0.2) is True
+    assert unbind(ADDRESS, timeout=0.2) is True
 
 
 def test_two_processes_bind_at_once(tree: Tree, core: DriverCore) -> None:
@@ -338,7 +338,7 @@ def test_two_processes_bind_at_once(tree: Tree, core: DriverCore) -> None:
         children.append(child)
     results = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sorted(results) == [0, 0, 0, 1]
-    assert restore(ADDRESS) is True
+    assert unbind(ADDRESS) is True
     assert state(function) == ("e1000e", None)
 
 
@@ -352,7 +352,7 @@ def test_a_record_of_another_device_or_boot_is_void(
         (tree.proc / "sys/kernel/random/boot_id").write_text("0b00-8\n")
     else:
         (function.sysfs / "device").write_text("0x1533\n")
-    assert restore(ADDRESS) is False
+    assert unbind(ADDRESS) is False
     assert state(function) == ("vfio-pci", None)
 
 
@@ -371,7 +371,7 @@ def test_the_record_is_written_first_and_is_for_root_alone(tree: Tree, core: Dri
 
 
 def test_nothing_there(tree: Tree, core: DriverCore) -> None:
-    for action in (bind, restore):
+    for action in (bind, unbind):
         with pytest.raises(errors.DeviceNotFound):
             action("0000:05:00.0")
         with pytest.raises(errors.ArgumentError):

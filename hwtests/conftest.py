@@ -1,0 +1,147 @@
+"""Options, and the device under test.
+
+`pytest hwtests --device 0000:01:00.0` binds the device to vfio-pci, runs what holds for every
+device and what is known of this one, and gives it back to the driver it had, also after Ctrl-C.
+Without --device everything is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import pyvfio
+from hwtests import machine
+from hwtests.kernel_log import KernelLog
+from hwtests.report import Report
+from pyvfio import errors
+from pyvfio.device import Device, Irq
+from pyvfio.pci import Function, bound, functions, users
+from pyvfio.pci.group import is_vfio
+
+HERE = Path(__file__).parent
+ON_BENCH = "PYVFIO_BENCH" in os.environ
+
+# What is about the host and its drivers is asked for by its own path.
+collect_ignore = ["host"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("hwtests", "tests of a device through VFIO")
+    group.addoption("--device", metavar="BDF", help="the device to test, e.g. 0000:01:00.0")
+    group.addoption("--no-bind", action="store_true", help="only test it if vfio-pci has it")
+    group.addoption("--force", action="store_true", help="take it even from a host that uses it")
+    group.addoption("--report", metavar="FILE", type=Path, help="write host and results, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "for_device(vendor, device, class_code): only for devices of these identifiers",
+    )
+    config.stash[_report] = Report(config)
+    config.pluginmanager.register(config.stash[_report])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [
+        item
+        for item in items
+        if HERE in item.path.parents and HERE / "host" not in item.path.parents
+    ]
+    address = config.getoption("device")
+    if address is None:
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason="needs a device: --device BDF"))
+        return
+    try:
+        function = Function(address)
+    except errors.Error as error:
+        raise pytest.UsageError(str(error)) from None
+    others = [item for item in ours if not _is_for(item, function)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+def _is_for(item: pytest.Item, function: Function) -> bool:
+    return all(
+        getattr(function, {"vendor": "vendor_id", "device": "device_id"}.get(name, name)) == value
+        for mark in item.iter_markers("for_device")
+        for name, value in mark.kwargs.items()
+    )
+
+
+_report = pytest.StashKey[Report]()
+
+
+@pytest.fixture(scope="session")
+def function(pytestconfig: pytest.Config) -> Iterator[Function]:
+    """The device under test on its bus, bound to vfio-pci."""
+    report = pytestconfig.stash[_report]
+    with ExitStack() as stack:
+        try:
+            function = Function(pytestconfig.getoption("device"))
+            report.device = machine.describe_function(function)
+            if not pytestconfig.getoption("no_bind"):
+                force = pytestconfig.getoption("force")
+                stack.enter_context(bound(function.address, force=force))
+            with pyvfio.open(function) as device:
+                report.device |= machine.describe_device(device)
+        except errors.Error as error:
+            pytest.exit(f"{pytestconfig.getoption('device')}: {error}", returncode=4)
+        yield function
+
+
+@pytest.fixture
+def device(function: Function) -> Iterator[Device]:
+    """The device, opened afresh."""
+    with pyvfio.open(function) as device:
+        yield device
+
+
+@pytest.fixture(params=["intx", "msi", "msix", "err", "req"])
+def irq(request: pytest.FixtureRequest, device: Device) -> Irq:
+    """Each IRQ index that the device has."""
+    irq: Irq = getattr(device, request.param)
+    if not irq.count:
+        pytest.skip(f"the device has no {irq.name} interrupts")
+    return irq
+
+
+@pytest.fixture
+def other(function: Function) -> Iterator[Function]:
+    """A second device, of another group: one that vfio-pci has; on the bench, any."""
+    for candidate in functions():
+        group = candidate.iommu_group
+        if group is None or group == function.iommu_group or candidate.is_bridge:
+            continue
+        if is_vfio(candidate.driver):
+            yield candidate
+            return
+        if ON_BENCH and candidate.driver in (None, "nvme", "e1000e") and not users(candidate):
+            with bound(candidate.address):
+                yield candidate
+            return
+    pytest.skip("needs a second device, of another IOMMU group, bound to vfio-pci")
+
+
+@pytest.fixture(autouse=True)
+def kernel_log(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config
+) -> Iterator[KernelLog | None]:
+    """What the kernel logs during a test goes into the report; a kernel warning fails the test."""
+    if pytestconfig.getoption("device") is None or "host" in request.path.parts:
+        yield None
+        return
+    with KernelLog() as log:
+        yield log
+        lines = log.lines()
+        pytestconfig.stash[_report].kernel_log += lines
+        assert not [line for line in lines if any(word in line for word in _KERNEL_BUGS)]
+
+
+_KERNEL_BUGS = ("WARNING: CPU", "BUG:", "Oops", "Call Trace", "general protection")

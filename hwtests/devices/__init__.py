@@ -1,0 +1,1 @@
+"""What particular devices do; the others leave these tests out (see `for_device` in conftest)."""

@@ -1,0 +1,72 @@
+"""Intel 82574L: interrupts that the device itself raises (its datasheet, chapters 7.4 and 10.2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvfio.device import Device, Region
+
+pytestmark = pytest.mark.for_device(vendor=0x8086, device=0x10D3)
+
+STATUS, ICR, ICS, IMS, IMC, IVAR = 0x0008, 0x00C0, 0x00C8, 0x00D0, 0x00D8, 0x00E4
+RECEIVE_ADDRESS_LOW, RECEIVE_ADDRESS_HIGH = 0x5400, 0x5404
+# Causes, in the order of their fields in IVAR: two receive queues, two transmit queues, other.
+CAUSES = [1 << bit for bit in range(20, 25)]
+VALID, EVERY_WRITE_BACK = 8, 1 << 31
+WAIT = 60.0
+
+
+@pytest.fixture
+def registers(device: Device) -> Region:
+    return device.bars[0]
+
+
+def test_each_msix_vector_is_raised_by_the_device(device: Device, registers: Region) -> None:
+    assert device.msix.count == len(CAUSES)
+    with device.msix.enable() as vectors:
+        ivar = EVERY_WRITE_BACK
+        for vector in range(len(CAUSES)):
+            ivar |= (VALID | vector) << 4 * vector
+        registers.write32(IVAR, ivar)
+        registers.write32(IMS, sum(CAUSES))
+        for vector, cause in zip(vectors, CAUSES, strict=True):
+            registers.write32(ICS, cause)
+            assert vector.wait(WAIT) == 1
+            assert [other.take() for other in vectors] == [0] * len(vectors)
+            registers.write32(ICR, cause)
+        registers.write32(IMC, 0xFFFFFFFF)
+
+
+def test_a_cause_can_go_to_any_vector(device: Device, registers: Region) -> None:
+    with device.msix.enable() as vectors:
+        registers.write32(IMS, CAUSES[0])
+        for vector in reversed(vectors):
+            registers.write32(IVAR, EVERY_WRITE_BACK | VALID | vector.index)
+            registers.write32(ICS, CAUSES[0])
+            assert vector.wait(WAIT) == 1
+            registers.write32(ICR, CAUSES[0])
+
+
+def test_a_sub_range_gets_its_own_interrupts(device: Device, registers: Region) -> None:
+    with device.msix.enable(2, start=3) as vectors:
+        registers.write32(IMS, CAUSES[0])
+        registers.write32(IVAR, EVERY_WRITE_BACK | VALID | 4)
+        registers.write32(ICS, CAUSES[0])
+        assert vectors[1].wait(WAIT) == 1
+        assert vectors[0].take() == 0
+
+
+def test_a_reset_clears_its_registers(device: Device, registers: Region) -> None:
+    registers.write32(IVAR, EVERY_WRITE_BACK | VALID)
+    registers.write32(IMS, CAUSES[0])
+    assert registers.read32(IVAR) == EVERY_WRITE_BACK | VALID
+    device.reset()
+    assert registers.read32(IVAR) == 0
+    assert registers.read32(IMS) == 0
+
+
+def test_it_has_an_ethernet_address(registers: Region) -> None:
+    low, high = registers.read32(RECEIVE_ADDRESS_LOW), registers.read32(RECEIVE_ADDRESS_HIGH)
+    assert high >> 31, "the address is valid"
+    assert not low & 1, "and is no multicast one"
+    assert low

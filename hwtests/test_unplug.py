@@ -1,0 +1,51 @@
+"""The device is taken out while it is open: the host asks for it, waits, and gets it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pyvfio
+from hwtests.conftest import ON_BENCH
+from hwtests.holdings import Holdings
+from pyvfio import errors
+from pyvfio.pci import Function, bind
+from pyvfio.pci.config import BarKind
+
+WAIT = 60.0
+RESCAN = Path("/sys/bus/pci/rescan")
+
+
+@pytest.mark.skipif(
+    not ON_BENCH, reason="removes the device from the host's bus: on the bench only"
+)
+def test_the_host_waits_until_we_let_go(function: Function) -> None:
+    before = Holdings.now()
+    remove = function.sysfs / "remove"
+    with pyvfio.open(function) as device, device.req.enable() as vectors:
+        removing = subprocess.Popen(["sh", "-c", f"echo 1 > {remove}"])
+        try:
+            assert vectors[0].wait(WAIT), "REQ tells that the host wants the device"
+            assert removing.poll() is None, "and waits for it"
+            assert device.config.vendor_id == function.vendor_id
+            for bar in device.config.bars:
+                if bar.kind is not BarKind.IO:
+                    device.bars[bar.index].read32(0)
+            device.dma.alloc(4096).close()
+        finally:
+            device.close()
+            assert removing.wait(WAIT) == 0
+    try:
+        assert Holdings.now() == before
+        assert not function.sysfs.exists()
+        with pytest.raises(errors.DeviceNotFound, match="pyvfio list"):
+            pyvfio.open(function)
+        with pytest.raises(errors.DeviceNotFound):
+            pyvfio.open(str(function.address))
+    finally:
+        RESCAN.write_text("1")
+        bind(function.address)
+    with pyvfio.open(function) as device:
+        assert device.config.vendor_id == function.vendor_id
