@@ -48,7 +48,7 @@ def test_capabilities_are_the_devices_but_for_the_hidden_ones(
 
 def test_what_capabilities_say_is_the_same(function: Function, device: Device) -> None:
     def said(config: ConfigSpace) -> dict[str, object]:
-        found = {}
+        found: dict[str, object] = {}
         for kind, fields in SAME.items():
             capability = getattr(config, kind)
             if capability is not None:

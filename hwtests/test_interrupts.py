@@ -176,11 +176,13 @@ def test_more_vectors_than_the_host_has(device: Device) -> None:
     if device.msix.count <= host:
         pytest.skip(f"its {device.msix.count} MSI-X vectors fit into this host's {host}")
     before = Holdings.now()
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    )
-    with pytest.raises(errors.VectorsExhausted, match="ask for fewer"):
-        device.msix.enable()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    try:
+        with pytest.raises(errors.VectorsExhausted, match="ask for fewer"):
+            device.msix.enable()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert Holdings.now() == before
     with device.msix.enable(1) as vectors:
         device.msix.trigger()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_a_fork_neither_breaks_nor_shares_the_device(device: Device) -> None:
         assert not Holdings.now().mappings
         assert not any("vfio" in file for file in Holdings.now().files)
         with pytest.raises(errors.Closed):
-            device.config.command.value
+            _ = device.config.command
         for bar in device.bars.values():
             with pytest.raises(errors.Closed):
                 bar.read32(0)
@@ -203,18 +204,20 @@ def test_a_fork_neither_breaks_nor_shares_the_device(device: Device) -> None:
 
 def test_a_child_that_lives_on_does_not_keep_the_device(function: Function) -> None:
     device = pyvfio.open(function)
-    reader, writer = os.pipe()
+    here, there = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        os.close(writer)
-        os.read(reader, 1)
+        here.close()
+        there.send(b"alive")
+        there.recv(1)
         os._exit(0)
+    there.close()
     try:
+        assert here.recv(5) == b"alive"
         device.close()
         pyvfio.open(function).close()
     finally:
-        os.close(reader)
-        os.close(writer)
+        here.close()
         os.waitpid(pid, 0)
 
 

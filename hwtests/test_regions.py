@@ -44,7 +44,7 @@ def test_what_can_be_mapped_is_whole_pages_inside_the_region(device: Device) -> 
         assert region.readable
         for area in region.areas:
             assert area.offset % PAGE_SIZE == 0
-            assert 0 < area.size
+            assert area.size > 0
             assert area.end <= region.size
 
 

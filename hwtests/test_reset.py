@@ -81,5 +81,5 @@ def test_a_reset_wakes_the_device(device: Device) -> None:
 
 def test_states_that_there_are_not(device: Device) -> None:
     for state in (-1, 4):
-        with pytest.raises(errors.RangeError, match="0 .D0. to 3"):
+        with pytest.raises(errors.RangeError, match=r"0 \(D0\) to 3"):
             device.power_state = state

@@ -14,7 +14,7 @@ E1000E = "0000:02:00.0"
 
 
 def pyvfio(*arguments: str, status: int = 0, stdin: str | None = None) -> str:
-    """Run the command, check its exit status, return what it says (stdout, or stderr if refused)."""
+    """Run the command; what it says: stdout, or stderr where it refuses with `status`."""
     result = subprocess.run(["pyvfio", *arguments], capture_output=True, text=True, input=stdin)
     assert result.returncode == status, result.stdout + result.stderr
     return result.stderr if status else result.stdout

@@ -59,10 +59,10 @@ def check_openable(function: Function) -> IommuGroup:
         # A culprit may have been given back since.
         found = [(str(member.address), member.driver or "none") for member in culprits]
         listed = ", ".join(f"{culprit} ({its_driver})" for culprit, its_driver in found)
-        commands = " && ".join(f"pyvfio bind {culprit}" for culprit, _ in found)
+        command = " ".join(["pyvfio bind", *(culprit for culprit, _ in found)])
         raise errors.GroupNotViable(
             f"IOMMU group {group.id} of {address} is not viable, as the host's drivers hold "
-            f"{listed}: all of a group goes to VFIO or none. Bind them too: `{commands}`",
+            f"{listed}: all of a group goes to VFIO or none. Bind them too: `{command}`",
             found,
         )
     return group

@@ -181,9 +181,10 @@ def test_an_access_is_refused_while_memory_decoding_is_off() -> None:
 def test_a_read_only_region_refuses_writes() -> None:
     region = make(flags=vfio.VFIO_REGION_INFO_FLAG_READ)
     region.read32(0)
-    for refused in (lambda: region.write32(0, 1), lambda: region.write(0, b"1")):
-        with pytest.raises(errors.ArgumentError, match="read-only"):
-            refused()
+    with pytest.raises(errors.ArgumentError, match="read-only"):
+        region.write32(0, 1)
+    with pytest.raises(errors.ArgumentError, match="read-only"):
+        region.write(0, b"1")
     with pytest.raises(TypeError):
         region.u32[0] = 1
 

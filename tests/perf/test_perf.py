@@ -15,13 +15,13 @@ from tools._perf.report import Report, result, table
 from tools._perf.row import Aim, Comparison, Row, Samples, Setting
 
 
-def row(*comparisons: Comparison, fails: bool = False) -> Row:
+def row(*comparisons: Comparison, name: str = "row", fails: bool = False) -> Row:
     def measure(setting: Setting) -> Samples:
         if fails:
             raise RuntimeError("no such thing")
         return Samples({"ours": [20.0, 30.0, 40.0], "theirs": [10.0] * 3}, {"peer": "not on PyPI"})
 
-    return Row("row", "a row[0]", "ns", comparisons, measure)
+    return Row(name, "a row[0]", "ns", comparisons, measure)
 
 
 def report(*comparisons: Comparison) -> Report:
@@ -92,13 +92,13 @@ def test_the_json_is_the_report(
 def test_a_row_that_cannot_be_measured_leaves_the_others_and_fails_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = {"bad": row(fails=True), "good": row(Comparison("ours", "theirs"))}
+    rows = {"bad": row(name="bad", fails=True), "good": row(name="good")}
     monkeypatch.setattr(cli, "ROWS", rows)
     assert cli.main(["--json", "bad", "good"]) == 1
     captured = capsys.readouterr()
     printed = json.loads(captured.out)
-    assert [measured["row"] for measured in printed["results"]] == ["row"]
-    assert "no such thing" in printed["failed"]["row"]
+    assert [measured["row"] for measured in printed["results"]] == ["good"]
+    assert "no such thing" in printed["failed"]["bad"]
     assert "no such thing" in captured.err
 
 

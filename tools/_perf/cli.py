@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     on_bench = [row for row in rows if row not in here]
     if on_bench:
         _run_on_bench(on_bench, report)
-    report["results"].sort(key=lambda result: list(ROWS).index(result["row"]))
+    report["results"].sort(key=lambda measured: list(ROWS).index(measured["row"]))
     if options.json:
         json.dump(report, sys.stdout, indent=2)
         print()
