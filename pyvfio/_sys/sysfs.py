@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyvfio import errors
 from pyvfio._sys import calls
-from pyvfio._sys.file import File
+from pyvfio._sys.file import _OPEN_FILES_HINT, File
 
 
 def read(path: Path) -> str:
@@ -68,6 +68,7 @@ def entries(path: Path) -> list[str]:
     """The names in a directory, sorted; none where there is no such directory.
 
     Raises:
+        OpenFilesLimit: EMFILE.
         KernelError: it cannot be read.
     """
     try:
@@ -75,4 +76,8 @@ def entries(path: Path) -> list[str]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return []
+        if error.errno == errno.EMFILE:
+            raise errors.OpenFilesLimit(
+                error.errno, "listdir", str(path), _OPEN_FILES_HINT
+            ) from None
         raise errors.KernelError(error.errno or 0, "listdir", str(path)) from None

@@ -16,7 +16,7 @@ exit codes:
   1  the kernel refused, or anything not named below
   2  the arguments make no sense
   3  no such device
-  4  the host is not set up: not bound, no IOMMU, group not viable, no VFIO
+  4  the host is not set up: not bound, no IOMMU or interrupt remapping, group not viable, no VFIO
   5  the host is using the device, or somebody else holds it
   130  interrupted
 
@@ -84,6 +84,6 @@ def _exit_code(error: Exception) -> int:
         return 3
     if isinstance(error, (errors.DeviceInUse, errors.Busy)):
         return 5
-    if isinstance(error, errors.HostError):
+    if isinstance(error, (errors.HostError, errors.NoInterruptRemapping)):
         return 4
     return 1

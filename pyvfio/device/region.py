@@ -15,7 +15,7 @@ from pyvfio._sys.file import File
 from pyvfio.abi import vfio
 
 _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_NOTHING = {width: memoryview(b"").cast(code) for width, code in _FORMATS.items()}
+_REMEMBERED = 4096  # registers of each width in a region; a quarter of a KiB each
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,16 @@ class Region:
 
     __slots__ = (
         "__weakref__",
-        "_bad8",
-        "_bad16",
-        "_bad32",
-        "_bad64",
+        "_at",
+        "_at8",
+        "_at16",
+        "_at32",
+        "_at64",
         "_file",
         "_mapped",
         "_offset",
         "_refuse",
-        "_u8",
-        "_u16",
-        "_u32",
-        "_u64",
+        "_views",
         "areas",
         "index",
         "name",
@@ -113,32 +111,31 @@ class Region:
         self.areas = areas
         # The views of each area that has been mapped.
         self._mapped: dict[Area, memoryview] = {}
-        # One test finds offsets that are misaligned, negative or beyond the next power of two (a
-        # BAR's size is one); the memoryview's own bounds do the rest.
-        span = (1 << max(size - 1, 0).bit_length()) - 1
-        self._bad8 = ~span
-        self._bad16 = ~(span & ~1)
-        self._bad32 = ~(span & ~3)
-        self._bad64 = ~(span & ~7)
-        self._disarm()
+        # Registers that were accessed, by width and offset: each a view of its one item. Being
+        # here, an offset has passed all checks.
+        self._at8: dict[int, memoryview] = {}
+        self._at16: dict[int, memoryview] = {}
+        self._at32: dict[int, memoryview] = {}
+        self._at64: dict[int, memoryview] = {}
+        # Views of the whole region, by width.
+        self._views: dict[int, memoryview] = {}
+        self._at = {1: self._at8, 2: self._at16, 4: self._at32, 8: self._at64}
         _live.add(self)
 
     def read8(self, offset: int) -> int:
         """One 8-bit read at byte `offset`; errors as :meth:`read32`."""
-        if not offset & self._bad8:
-            try:
-                return self._u8[offset]
-            except IndexError:
-                pass
+        try:
+            return self._at8[offset][0]
+        except KeyError:
+            pass
         return self._read(offset, 1)
 
     def read16(self, offset: int) -> int:
         """One 16-bit read at byte `offset`; errors as :meth:`read32`."""
-        if not offset & self._bad16:
-            try:
-                return self._u16[offset >> 1]
-            except IndexError:
-                pass
+        try:
+            return self._at16[offset][0]
+        except KeyError:
+            pass
         return self._read(offset, 2)
 
     def read32(self, offset: int) -> int:
@@ -151,40 +148,36 @@ class Region:
             Closed: the device was closed.
             KernelError: the kernel refused (regions that are not mapped).
         """
-        if not offset & self._bad32:
-            try:
-                return self._u32[offset >> 2]
-            except IndexError:
-                pass
+        try:
+            return self._at32[offset][0]
+        except KeyError:
+            pass
         return self._read(offset, 4)
 
     def read64(self, offset: int) -> int:
         """One 64-bit read at byte `offset`; errors as :meth:`read32`."""
-        if not offset & self._bad64:
-            try:
-                return self._u64[offset >> 3]
-            except IndexError:
-                pass
+        try:
+            return self._at64[offset][0]
+        except KeyError:
+            pass
         return self._read(offset, 8)
 
     def write8(self, offset: int, value: int) -> None:
         """One 8-bit write at byte `offset`; errors as :meth:`write32`."""
-        if not offset & self._bad8:
-            try:
-                self._u8[offset] = value
-                return
-            except (IndexError, TypeError, ValueError):
-                pass
+        try:
+            self._at8[offset][0] = value
+            return
+        except (KeyError, TypeError, ValueError):
+            pass
         self._write(offset, 1, value)
 
     def write16(self, offset: int, value: int) -> None:
         """One 16-bit write at byte `offset`; errors as :meth:`write32`."""
-        if not offset & self._bad16:
-            try:
-                self._u16[offset >> 1] = value
-                return
-            except (IndexError, TypeError, ValueError):
-                pass
+        try:
+            self._at16[offset][0] = value
+            return
+        except (KeyError, TypeError, ValueError):
+            pass
         self._write(offset, 2, value)
 
     def write32(self, offset: int, value: int) -> None:
@@ -198,22 +191,20 @@ class Region:
             Closed: the device was closed.
             KernelError: the kernel refused (regions that are not mapped).
         """
-        if not offset & self._bad32:
-            try:
-                self._u32[offset >> 2] = value
-                return
-            except (IndexError, TypeError, ValueError):
-                pass
+        try:
+            self._at32[offset][0] = value
+            return
+        except (KeyError, TypeError, ValueError):
+            pass
         self._write(offset, 4, value)
 
     def write64(self, offset: int, value: int) -> None:
         """One 64-bit write at byte `offset`; errors as :meth:`write32`."""
-        if not offset & self._bad64:
-            try:
-                self._u64[offset >> 3] = value
-                return
-            except (IndexError, TypeError, ValueError):
-                pass
+        try:
+            self._at64[offset][0] = value
+            return
+        except (KeyError, TypeError, ValueError):
+            pass
         self._write(offset, 8, value)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -283,22 +274,22 @@ class Region:
     @property
     def u8(self) -> memoryview:
         """The whole region as 8-bit items, indexed by byte; errors as :meth:`view`."""
-        return self.view()
+        return self._views.get(1) or self._whole(1)
 
     @property
     def u16(self) -> memoryview:
         """The whole region as 16-bit items; ``u16[i]`` is at byte 2 * i; errors as :meth:`view`."""
-        return self.view().cast("H")
+        return self._views.get(2) or self._whole(2)
 
     @property
     def u32(self) -> memoryview:
         """The whole region as 32-bit items; ``u32[i]`` is at byte 4 * i; errors as :meth:`view`."""
-        return self.view().cast("I")
+        return self._views.get(4) or self._whole(4)
 
     @property
     def u64(self) -> memoryview:
         """The whole region as 64-bit items; ``u64[i]`` is at byte 8 * i; errors as :meth:`view`."""
-        return self.view().cast("Q")
+        return self._views.get(8) or self._whole(8)
 
     def __len__(self) -> int:
         return self.size
@@ -309,19 +300,22 @@ class Region:
 
     def release(self) -> None:
         """Let go of the region's own mappings; views that others hold stay valid."""
-        self._disarm()
+        for registers in self._at.values():
+            registers.clear()
+        self._views.clear()
         self._mapped.clear()
 
-    def _disarm(self) -> None:
-        """Send every access through the checks."""
-        self._u8, self._u16, self._u32, self._u64 = (_NOTHING[width] for width in (1, 2, 4, 8))
+    def _whole(self, width: int) -> memoryview:
+        view = self._views[width] = self.view().cast(_FORMATS[width])
+        return view
 
-    def _arm(self, view: memoryview) -> None:
-        """Let accesses go straight to a view of the whole region."""
-        whole = {
-            width: view[: len(view) // width * width].cast(code) for width, code in _FORMATS.items()
-        }
-        self._u8, self._u16, self._u32, self._u64 = (whole[width] for width in (1, 2, 4, 8))
+    def _register(self, offset: int, width: int, view: memoryview) -> memoryview:
+        """One register of a mapped area; the next access to it goes there straight away."""
+        item = view[:width].cast(_FORMATS[width])
+        registers = self._at[width]
+        if len(registers) < _REMEMBERED:
+            registers[offset] = item
+        return item
 
     def _read(self, offset: int, width: int) -> int:
         self._check_access(offset, width)
@@ -329,8 +323,7 @@ class Region:
         if area is None:
             return int.from_bytes(self._file.pread(width, self._offset + offset), "little")
         start = offset - area.offset
-        items = self._view(area)[start : start + width].cast(_FORMATS[width])
-        return int(items[0])
+        return int(self._register(offset, width, self._view(area)[start:])[0])
 
     def _write(self, offset: int, width: int, value: int) -> None:
         self._check_access(offset, width)
@@ -346,7 +339,7 @@ class Region:
             self._file.pwrite(data, self._offset + offset)
             return
         start = offset - area.offset
-        self._view(area)[start : start + width].cast(_FORMATS[width])[0] = value
+        self._register(offset, width, self._view(area)[start:])[0] = value
 
     def _area(self, offset: int, size: int) -> Area | None:
         for area in self.areas:
@@ -369,8 +362,6 @@ class Region:
                     raise errors.DeviceGone.from_call(error, "the device was removed") from None
                 raise
             view = self._mapped[area] = mapping[: area.size]
-        if area.size == self.size:
-            self._arm(view)
         return view
 
     def _check(self, offset: int, size: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio._sys import EventFd
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Vector:
@@ -74,6 +77,9 @@ class Vector:
         """
         if self._waiting:
             raise errors.StateError(f"another task is waiting for vector {self.index}")
+        # Here, since it is most of what opening a device would import.
+        import asyncio
+
         loop = asyncio.get_running_loop()
         self._waiting = True
         try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 import sys
 from collections.abc import Callable
 
@@ -45,7 +44,7 @@ _barrier: Callable[[], object] | None = None
 def _prepare() -> Callable[[], object]:
     """The barrier as a function; made once, at its first use."""
     global _barrier
-    machine = platform.machine()
+    machine = os.uname().machine
     code = _CODE.get(machine)
     if code is None or sys.maxsize < 1 << 32:
         raise errors.Unsupported(f"pyvfio knows no memory barrier for a {machine} process")

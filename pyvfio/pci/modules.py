@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 from pyvfio import errors
 from pyvfio.pci import paths
@@ -44,6 +43,9 @@ def _modprobe(module: str) -> str:
     Returns:
         What modprobe says.
     """
+    # Here, since most devices are opened with the modules loaded.
+    import subprocess
+
     try:
         done = subprocess.run(
             ["modprobe", "--", module],

@@ -41,8 +41,10 @@ The command runs as root in the directory you are in, if that is in the checkout
 checkout. The checkout is mounted there at the same path, writable: what the command writes there
 stays, and belongs to you. Everything else in the guest is gone with it.
 
-One access of a device is one line in QEMU's trace; a region is known by its name (edu-mmio, ...):
+QEMU can trace the accesses that reach a device, one line each, with the physical address; a BAR is
+known by its name (edu-mmio, pci-testdev-mmio, nvme, e1000e-mmio, msix-table):
   tools/bench run x86 --qemu-args "-trace memory_region_ops_* -D /tmp/trace" -- COMMAND...
+  memory_region_ops_read cpu 1 mr 0x55d7 addr 0xfe200000 value 0x10000ed size 4 name 'edu-mmio'
 """
 
 

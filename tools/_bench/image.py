@@ -26,7 +26,7 @@ from pathlib import Path
 
 from . import BenchError, cpio, debian
 from .profiles import Profile
-from .progress import Step, step
+from .progress import Step, say, step
 
 SUITE = "trixie"
 
@@ -130,7 +130,11 @@ def get(profile: Profile) -> Image:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Another bench is making the same; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -76,8 +76,10 @@ class Request:
             "columns": str(size.columns),
             "TERM": os.environ.get("TERM", "dumb"),
         }
+        if self.command and sys.stdout.isatty():
+            variables["COLUMNS"] = str(size.columns)  # for tables, which cannot ask a pipe
         lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-        return "\n".join([*lines, "export TERM", SESSION.read_text(), "# end", ""])
+        return "\n".join([*lines, "export TERM COLUMNS", SESSION.read_text(), "# end", ""])
 
 
 @dataclass(frozen=True)

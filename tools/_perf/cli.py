@@ -113,6 +113,9 @@ def _show(report: Report) -> None:
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table(report))
+    absent = {name: why for row in report["results"] for name, why in row["absent"].items()}
+    for name, reason in absent.items():
+        console.print(f"[yellow]{name} is absent: {reason}")
     for where in dict.fromkeys(row["where"] for row in report["results"]):
         names = ", ".join(row["row"] for row in report["results"] if row["where"] == where)
         console.print(f"[dim]{names}: {where}")

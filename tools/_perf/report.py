@@ -112,8 +112,8 @@ def table(report: Report) -> Table:
                 _met(compared),
             )
             title = ""
-        for name, reason in row["absent"].items():
-            table.add_row(title, Text(f"{name} is absent: {reason}", "yellow"))
+        for name in row["absent"]:
+            table.add_row("", Text("absent:", "yellow"), "", name)
         table.add_row()
     return table
 
