@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "for_device(vendor, device, class_code): only for devices of these identifiers",
     )
+    config.addinivalue_line("markers", "messages: of the IRQ indexes, only MSI and MSI-X")
     config.stash[_report] = Report(config)
     config.pluginmanager.register(config.stash[_report])
 
@@ -65,6 +66,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [item for item in ours if not _is_for(item, function)]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test of `irq` once for every IRQ index that the device has."""
+    address = metafunc.config.getoption("device")
+    if "irq" not in metafunc.fixturenames:
+        return
+    names = ["req"]
+    if address is not None:
+        with suppress(errors.Error):
+            config = Function(address).config
+            has: dict[str, object] = {"intx": config.interrupt_pin, "err": config.pcie}
+            has |= {"msi": config.msi, "msix": config.msix}
+            names += [name for name, present in has.items() if present]
+    if metafunc.definition.get_closest_marker("messages"):
+        names = [name for name in names if name in ("msi", "msix")]
+    metafunc.parametrize("irq", names, indirect=True)
 
 
 def _is_for(item: pytest.Item, function: Function) -> bool:
@@ -103,12 +121,12 @@ def device(function: Function) -> Iterator[Device]:
         yield device
 
 
-@pytest.fixture(params=["intx", "msi", "msix", "err", "req"])
+@pytest.fixture
 def irq(request: pytest.FixtureRequest, device: Device) -> Irq:
-    """Each IRQ index that the device has."""
+    """Each IRQ index that the device should have, by what its config space says."""
     irq: Irq = getattr(device, request.param)
     if not irq.count:
-        pytest.skip(f"the device has no {irq.name} interrupts")
+        pytest.skip(f"VFIO shows no {irq.name} interrupts of this device")
     return irq
 
 

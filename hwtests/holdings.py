@@ -32,4 +32,8 @@ class Holdings(NamedTuple):
         maps = Path("/proc/self/maps").read_text().splitlines()
         status = Path("/proc/self/status").read_text()
         locked = next(line for line in status.splitlines() if line.startswith("VmLck:"))
-        return cls(sorted(files), [line for line in maps if "vfio" in line], int(locked.split()[1]))
+        return cls(
+            sorted(files),
+            [line for line in maps if "[vfio" in line or "/dev/vfio" in line],
+            int(locked.split()[1]),
+        )

@@ -68,7 +68,7 @@ class Report:
             self.device["vendor"][0], self.device["device"][0]
         )
         facts = {
-            "Device": f"{self.device['address']} {name}, driver {self.device['driver']}",
+            "Device": f"{self.device['address']} {name}, driver {self.device['driver'] or 'none'}",
             "Host": f"{host['host']['processor']}, Linux {host['kernel']['release']}",
             "IOMMU": ", ".join(host["iommu"]) or "none",
         }

@@ -12,6 +12,7 @@ import pytest
 from hwtests.holdings import Holdings
 from pyvfio import errors
 from pyvfio.device import Device, Irq
+from pyvfio.pci import Function
 
 WAIT = 30.0
 # An x86 CPU has about 200 vectors for all devices together.
@@ -95,6 +96,15 @@ def test_asking_for_more_than_there_is_says_how_many_there_are(irq: Irq) -> None
     assert irq.enabled == []
 
 
+def test_vfio_shows_what_config_space_says(function: Function, device: Device) -> None:
+    config = function.config
+    assert device.msi.count == (config.msi.vectors if config.msi else 0)
+    assert device.msix.count == (config.msix.vectors if config.msix else 0)
+    assert device.intx.count <= (1 if config.interrupt_pin else 0)
+    assert device.err.count == (1 if config.pcie else 0)
+    assert device.req.count == 1
+
+
 def test_interrupts_that_the_device_has_not_got(device: Device) -> None:
     missing = [irq for irq in device.irqs if not irq.count]
     if not missing:
@@ -127,9 +137,10 @@ def test_masking(irq: Irq) -> None:
         assert vectors[0].wait(WAIT) == 1
 
 
+@pytest.mark.messages
 def test_a_fixed_number_is_fixed_and_others_grow(irq: Irq) -> None:
     if irq.count < 2:
-        pytest.skip(f"one {irq.name} vector cannot become more")
+        pytest.skip(f"its one {irq.name} vector cannot become more")
     first = irq.enable(1)
     if irq.noresize:
         with pytest.raises(errors.StateError, match="enable 2 at once"):
@@ -143,9 +154,10 @@ def test_a_fixed_number_is_fixed_and_others_grow(irq: Irq) -> None:
     assert first[0].wait(WAIT) == 1, "the first one was not disturbed"
 
 
+@pytest.mark.messages
 def test_a_part_is_disabled_without_the_rest(irq: Irq) -> None:
     if irq.count < 3:
-        pytest.skip(f"needs three {irq.name} vectors")
+        pytest.skip(f"it has no three {irq.name} vectors")
     with irq.enable(3):
         middle = irq.enabled[1]
         irq.signal(1, [None])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,29 +25,35 @@ RESCAN = Path("/sys/bus/pci/rescan")
 )
 def test_the_host_waits_until_we_let_go(function: Function) -> None:
     before = Holdings.now()
-    remove = function.sysfs / "remove"
     with pyvfio.open(function) as device, device.req.enable() as vectors:
-        removing = subprocess.Popen(["sh", "-c", f"echo 1 > {remove}"])
-        try:
+        device.dma.alloc(4096)
+        with removed(function) as removing:
             assert vectors[0].wait(WAIT), "REQ tells that the host wants the device"
             assert removing.poll() is None, "and waits for it"
             assert device.config.vendor_id == function.vendor_id
             for bar in device.config.bars:
                 if bar.kind is not BarKind.IO:
                     device.bars[bar.index].read32(0)
-            device.dma.alloc(4096).close()
-        finally:
             device.close()
             assert removing.wait(WAIT) == 0
-    try:
-        assert Holdings.now() == before
-        assert not function.sysfs.exists()
-        with pytest.raises(errors.DeviceNotFound, match="pyvfio list"):
-            pyvfio.open(function)
-        with pytest.raises(errors.DeviceNotFound):
-            pyvfio.open(str(function.address))
-    finally:
-        RESCAN.write_text("1")
-        bind(function.address)
+            assert Holdings.now() == before
+            assert not function.sysfs.exists()
+            for address in (function, str(function.address)):
+                with pytest.raises(errors.DeviceNotFound, match="pyvfio list"):
+                    pyvfio.open(address)
     with pyvfio.open(function) as device:
         assert device.config.vendor_id == function.vendor_id
+
+
+@contextlib.contextmanager
+def removed(function: Function) -> Iterator[subprocess.Popen[bytes]]:
+    """The host removes the device, and finds it again at the end."""
+    process = subprocess.Popen(["sh", "-c", f"echo 1 > {function.sysfs}/remove"])
+    try:
+        yield process
+    finally:
+        try:
+            process.wait(WAIT)
+        finally:
+            RESCAN.write_text("1")
+            bind(function.address)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from pyvfio.device import Device, Region
-from pyvfio.pci import Function
 
 pytestmark = pytest.mark.for_device(vendor=0x8086, device=0x10D3)
 
@@ -21,7 +20,7 @@ WAIT = 60.0
 
 @pytest.fixture
 def registers(device: Device) -> Iterator[Region]:
-    """With every interrupt masked and forgotten; each one sent clears its own cause."""
+    """With no interrupt pending; each one that is sent clears and masks its cause."""
     registers = device.bars[0]
     registers.write32(IMC, 0xFFFFFFFF)
     registers.write32(ICR, 0xFFFFFFFF)
@@ -42,15 +41,14 @@ def test_each_msix_vector_is_raised_by_the_device(device: Device, registers: Reg
             registers.write32(IMS, cause)
             registers.write32(ICS, cause)
             assert vector.wait(WAIT) == 1
-            registers.write32(IMC, cause)
             assert [other.take() for other in vectors] == [0] * len(vectors)
 
 
 def test_a_cause_can_go_to_any_vector(device: Device, registers: Region) -> None:
     with device.msix.enable() as vectors:
-        registers.write32(IMS, CAUSES[0])
         for vector in reversed(vectors):
             registers.write32(IVAR, EVERY_WRITE_BACK | VALID | vector.index)
+            registers.write32(IMS, CAUSES[0])
             registers.write32(ICS, CAUSES[0])
             assert vector.wait(WAIT) == 1
 
@@ -62,26 +60,6 @@ def test_a_sub_range_gets_its_own_interrupts(device: Device, registers: Region) 
         registers.write32(ICS, CAUSES[0])
         assert vectors[1].wait(WAIT) == 1
         assert vectors[0].take() == 0
-
-
-def test_a_reset_clears_its_registers(
-    function: Function, device: Device, registers: Region
-) -> None:
-    # QEMU's keeps its registers when it sleeps, which is how the kernel would reset it.
-    if "bus" not in function.reset_methods:
-        pytest.skip("the kernel cannot reset its bus")
-    method = function.sysfs / "reset_method"
-    before = method.read_text()
-    method.write_text("bus")
-    registers.write32(IVAR, EVERY_WRITE_BACK | VALID)
-    registers.write32(IMS, CAUSES[0])
-    assert registers.read32(IVAR) == EVERY_WRITE_BACK | VALID
-    try:
-        device.reset()
-    finally:
-        method.write_text(before)
-    assert registers.read32(IVAR) == 0
-    assert registers.read32(IMS) == 0
 
 
 def test_it_has_an_ethernet_address(registers: Region) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import pyvfio
 from pyvfio.device import Device, Region
+from pyvfio.iommu import DmaBuffer
 
 pytestmark = pytest.mark.for_device(class_code=0x010802)
 
@@ -42,6 +43,16 @@ def become(registers: Region, ready: int) -> None:
         assert time.monotonic() < end, "the controller never got there"
 
 
+def start(registers: Region, commands: DmaBuffer, completions: DmaBuffer) -> None:
+    """Enable the controller with its admin queues."""
+    registers.write32(AQA, (ENTRIES - 1) << 16 | (ENTRIES - 1))
+    for register, queue in ((ASQ, commands), (ACQ, completions)):
+        registers.write32(register, queue.iova & 0xFFFFFFFF)
+        registers.write32(register + 4, queue.iova >> 32)
+    registers.write32(CC, ENABLE | ENTRY_SIZES)
+    become(registers, READY)
+
+
 def test_its_registers_make_sense(registers: Region) -> None:
     capabilities = registers.read64(CAP)
     assert capabilities == registers.read32(CAP) | registers.read32(CAP + 4) << 32
@@ -56,13 +67,7 @@ def test_identify_by_dma_and_msix(device: Device, registers: Region, vector: int
     """The admin queue uses vector 0, whatever else is enabled."""
     commands, completions, data = (device.dma.alloc(4096) for _ in range(3))
     with device.msix.enable(vector + 1) as vectors:
-        registers.write32(AQA, (ENTRIES - 1) << 16 | (ENTRIES - 1))
-        for register, queue in ((ASQ, commands), (ACQ, completions)):
-            registers.write32(register, queue.iova & 0xFFFFFFFF)
-            registers.write32(register + 4, queue.iova >> 32)
-        registers.write32(CC, ENABLE | ENTRY_SIZES)
-        become(registers, READY)
-
+        start(registers, commands, completions)
         identifier = 0x1234
         command = struct.pack("<IIQQQQ", IDENTIFY | identifier << 16, 0, 0, 0, data.iova, 0)
         commands.view[:40] = command
@@ -82,8 +87,8 @@ def test_identify_by_dma_and_msix(device: Device, registers: Region, vector: int
 def test_a_reset_stops_the_controller(device: Device, registers: Region) -> None:
     if not device.can_reset:
         pytest.skip("the device cannot be reset alone")
-    registers.write32(AQA, 7 << 16 | 7)
-    assert registers.read32(AQA) == 7 << 16 | 7
+    commands, completions = (device.dma.alloc(4096) for _ in range(2))
+    start(registers, commands, completions)
     device.reset()
-    assert registers.read32(CC) == 0
-    assert registers.read32(AQA) == 0
+    assert not registers.read32(CC) & ENABLE
+    become(registers, 0)

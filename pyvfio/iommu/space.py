@@ -351,12 +351,21 @@ class AddressSpace(ABC):
     def _unmap_all(self) -> None:
         """Undo every mapping and forget it; for when the last device leaves."""
         try:
-            # None: the kernel dropped them itself, with a device that was removed.
-            if self._ask() is not None:
-                for mapping in list(self._mappings.values()):
-                    mapping.close()
+            for mapping in self._mappings.values():
+                self._unmap_last(mapping)
         finally:
             self._forget()
+
+    def _unmap_last(self, mapping: Mapping) -> None:
+        # When the device is being removed, the kernel drops them itself, at any moment.
+        try:
+            size = self._unmap(mapping.iova, mapping.size)
+        except errors.KernelError:
+            if self._ask() is None:
+                return
+            raise
+        if size not in (0, mapping.size):
+            raise self._unmapped_wrong(mapping, size)
 
     def _forget(self) -> None:
         """All mappings are gone."""
