@@ -69,7 +69,8 @@ def test_a_disassembler_reads_them_so(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_an_unknown_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    host = (*os.uname()[:4], "pdp11")
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(host))
     with pytest.raises(errors.Unsupported, match="pdp11"):
         fence()
 
