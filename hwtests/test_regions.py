@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
+
 import pytest
 
+import pyvfio
+from hwtests.child import in_child
 from pyvfio import errors
 from pyvfio._sys.memory import PAGE_SIZE
 from pyvfio.device import Device, Region
@@ -90,6 +94,22 @@ def test_memory_that_is_not_decoded_is_not_touched(device: Device) -> None:
     device.config.command |= Command.MEMORY
     assert device.memory_decoding
     bar.read32(offset)
+
+
+def test_a_raw_view_of_it_is_a_bus_error(function: Function) -> None:
+    """Which is why the methods refuse, and what the documentation of the views warns of."""
+
+    def work() -> None:
+        faulthandler.disable()  # pytest's would print where it happened
+        with pyvfio.open(function) as device:
+            bar = memory_bar(device)
+            view = bar.view(bar.areas[0].offset, 4)
+            _ = view[0]
+            device.memory_decoding = False
+            _ = view[0]
+
+    with pytest.raises(ChildProcessError, match="SIGBUS"):
+        in_child(work)
 
 
 def test_ports_are_read_without_a_mapping(device: Device) -> None:

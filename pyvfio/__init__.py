@@ -19,6 +19,11 @@ if sys.byteorder != "little":
     raise ImportError("pyvfio needs a little-endian host")
 
 if TYPE_CHECKING:
+    from pyvfio import device as device
+    from pyvfio import drivers as drivers
+    from pyvfio import errors as errors
+    from pyvfio import iommu as iommu
+    from pyvfio import pci as pci
     from pyvfio.device import Device, open
     from pyvfio.errors import Error
     from pyvfio.iommu import AddressSpace, DmaBuffer, Type1, fence
@@ -37,6 +42,7 @@ __all__ = [
     "open",
 ]
 
+_ROOMS = ("device", "drivers", "errors", "iommu", "pci")
 _HOME = {
     "Address": "pci",
     "AddressSpace": "iommu",
@@ -53,14 +59,16 @@ _HOME = {
 
 def __getattr__(name: str) -> object:
     """Import what is used, when it is used: looking at the bus needs no device code."""
+    from importlib import import_module
+
+    if name in _ROOMS:
+        return import_module(f"pyvfio.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'pyvfio' has no attribute {name!r}")
-    from importlib import import_module
-
     value = globals()[name] = getattr(import_module(f"pyvfio.{home}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import pyvfio
+from hwtests.child import in_child
 from hwtests.kernel_log import KernelLog
 from pyvfio.device import Device, Irq, Region
 from pyvfio.iommu import DmaBuffer
@@ -151,8 +153,6 @@ def test_dma_both_ways(device: Device, registers: Region, buffer: DmaBuffer, sor
 
 def test_dma_into_memory_of_the_callers_own(device: Device, registers: Region) -> None:
     numpy = pytest.importorskip("numpy")
-    import mmap
-
     array = numpy.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), "<u4")
     array[:4] = (1, 2, 3, 4)
     with device.dma.map(array, max_iova=(1 << DMA_BITS) - 1) as mapping:
@@ -161,12 +161,24 @@ def test_dma_into_memory_of_the_callers_own(device: Device, registers: Region) -
     assert list(array[:9]) == [1, 2, 3, 4, 1, 2, 3, 4, 0]
 
 
+def test_dma_reaches_the_same_memory_after_a_fork(
+    device: Device, registers: Region, buffer: DmaBuffer
+) -> None:
+    buffer.view[:4] = b"here"
+    transfer(registers, buffer.iova, OWN_MEMORY, 4, 0)
+
+    def work() -> None:
+        buffer.view[:4] = b"fork"
+
+    in_child(work)
+    transfer(registers, OWN_MEMORY, buffer.iova + 8, 4, TO_MEMORY)
+    assert bytes(buffer.view[:12]) == b"fork\0\0\0\0here"
+
+
 def test_what_is_not_mapped_is_out_of_reach(
     device: Device, registers: Region, kernel_log: KernelLog
 ) -> None:
     """The same DMA to the same IOVA, first mapped, then not."""
-    import mmap
-
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     memory[:4] = b"good"
     with device.dma.map(memory, max_iova=(1 << DMA_BITS) - 1) as mapping:
@@ -189,8 +201,6 @@ def test_what_is_not_mapped_is_out_of_reach(
 def test_a_read_only_mapping_is_not_written(
     device: Device, registers: Region, kernel_log: KernelLog
 ) -> None:
-    import mmap
-
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     memory[:4] = b"read"
     with device.dma.map(memory, max_iova=(1 << DMA_BITS) - 1, writable=False) as mapping:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import pyvfio
 from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio.abi import vfio
@@ -223,6 +224,42 @@ def test_what_is_open_is_not_given_back(card: Function) -> None:
         with pytest.raises(errors.Busy, match=f"process {process.pid} .* holds {group.path} open"):
             unbind(card.address, timeout=0.2)
         assert card.driver == "vfio-pci"
+        process.communicate()
+    assert unbind(card.address) is True
+
+
+def test_a_view_kept_is_told_at_once_and_given_back_later(card: Function) -> None:
+    views = []
+    with (
+        pytest.raises(errors.Busy, match=f"this process still holds a view.*unbind {card.address}"),
+        bound(card.address),
+        pyvfio.open(card.address) as device,
+    ):
+        views.append(device.bars[0].u32)
+    assert card.driver == "vfio-pci"
+    assert record(card).exists()
+    with pytest.raises(errors.Busy, match="this process still holds a view"):
+        pyvfio.open(card.address)
+    views.clear()
+    assert unbind(card.address) is True
+
+
+def test_a_view_in_another_process_is_found(card: Function) -> None:
+    bind(card.address)
+    code = (
+        "import sys, pyvfio\n"
+        "with pyvfio.open(sys.argv[1]) as device: view = device.bars[0].u32\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(card.address)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(errors.Busy, match=f"process {process.pid} .* a view of a BAR, perhaps"):
+            unbind(card.address, timeout=0.2)
         process.communicate()
     assert unbind(card.address) is True
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("PYVFIO_BENCH"), reason="takes devices from the host: only on the bench"
+)
 
 EDU = "0000:00:04.0"
 E1000E = "0000:02:00.0"

@@ -7,6 +7,6 @@ so a test that injects faults has one place to stand in for the kernel.
 from __future__ import annotations
 
 from pyvfio._sys.eventfd import EventFd
-from pyvfio._sys.file import File
+from pyvfio._sys.file import DeviceFile, File
 
-__all__ = ["EventFd", "File"]
+__all__ = ["DeviceFile", "EventFd", "File"]

@@ -16,6 +16,7 @@ open = os.open
 close = os.close
 pread = os.pread
 pwrite = os.pwrite
+memfd_create = os.memfd_create
 eventfd = os.eventfd
 eventfd_read = os.eventfd_read
 eventfd_write = os.eventfd_write
@@ -23,7 +24,8 @@ eventfd_write = os.eventfd_write
 # With a writable buffer (a ctypes structure, a bytearray) the kernel's changes are seen in it.
 ioctl: Callable[[int, int, Any], int] = fcntl.ioctl
 
-_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [
     ctypes.c_void_p,
@@ -33,6 +35,10 @@ _mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_int64,
 ]
+_munmap = _libc.munmap
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -47,6 +53,30 @@ def mmap(address: int, length: int, prot: int, flags: int, fd: int, offset: int)
     """
     result = _mmap(address, length, prot, flags, fd, offset)
     if result is None or result == _MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _error()
     return int(result)
+
+
+def munmap(address: int, length: int) -> None:
+    """munmap(2).
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    if _munmap(address, length):
+        raise _error()
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """madvise(2).
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    if _madvise(address, length, advice):
+        raise _error()
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

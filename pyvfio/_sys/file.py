@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
     from pyvfio.abi.ioctl import Request
 
-_OPEN_FILES_HINT = "the process has no file descriptor left; raise the limit (ulimit -n)"
+
+def refused(error: OSError, call: str, path: str) -> errors.KernelError:
+    """The error for a refused call, where the errno means the same for every call."""
+    number = error.errno or 0
+    if number == errno.EMFILE:
+        hint = "the process has no file descriptor left; raise the limit (ulimit -n)"
+        return errors.OpenFilesLimit(number, call, path, hint)
+    return errors.KernelError(number, call, path)
 
 
 class File:
@@ -49,12 +56,9 @@ class File:
         try:
             return cls(calls.open(path, flags | os.O_CLOEXEC), path)
         except OSError as error:
-            number = error.errno or 0
-            if number in (errno.EACCES, errno.EPERM):
-                raise errors.AccessDenied(number, "open", path) from None
-            if number == errno.EMFILE:
-                raise errors.OpenFilesLimit(number, "open", path, _OPEN_FILES_HINT) from None
-            raise errors.KernelError(number, "open", path) from None
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise errors.AccessDenied(error.errno, "open", path) from None
+            raise refused(error, "open", path) from None
 
     @property
     def closed(self) -> bool:
@@ -89,7 +93,7 @@ class File:
         try:
             return calls.ioctl(self._fd, request, arg)
         except OSError as error:
-            raise errors.KernelError(error.errno or 0, request.name, self.path) from None
+            raise self.refused(error, request.name) from None
         except ValueError:
             if self._fd < 0:
                 raise self._closed() from None
@@ -106,7 +110,7 @@ class File:
         try:
             data = calls.pread(fd, size, offset)
         except OSError as error:
-            raise errors.KernelError(error.errno or 0, "pread", self.path) from None
+            raise self.refused(error, "pread") from None
         if len(data) != size:
             raise errors.KernelError(
                 errno.EIO, "pread", self.path, f"{len(data)} of {size} bytes at {offset:#x}"
@@ -124,7 +128,7 @@ class File:
         try:
             count = calls.pwrite(fd, data, offset)
         except OSError as error:
-            raise errors.KernelError(error.errno or 0, "pwrite", self.path) from None
+            raise self.refused(error, "pwrite") from None
         if count != len(data):
             raise errors.KernelError(
                 errno.EIO, "pwrite", self.path, f"{count} of {len(data)} bytes at {offset:#x}"
@@ -156,8 +160,23 @@ class File:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
         return f"<{type(self).__name__} {self.path} {state}>"
 
+    def refused(self, error: OSError, call: str) -> errors.KernelError:
+        """The error for a call that the kernel refused on this file."""
+        return refused(error, call, self.path)
+
     def _closed(self) -> errors.Closed:
         return errors.Closed(f"{self.path} is closed (or was opened before this process forked)")
+
+
+class DeviceFile(File):
+    """A VFIO device's descriptor: where ENODEV means that the device has gone."""
+
+    __slots__ = ()
+
+    def refused(self, error: OSError, call: str) -> errors.KernelError:
+        if error.errno == errno.ENODEV:
+            return errors.DeviceGone(error.errno, call, self.path, "the device was removed")
+        return super().refused(error, call)
 
 
 _live: weakref.WeakSet[File] = weakref.WeakSet()
@@ -165,7 +184,8 @@ _live: weakref.WeakSet[File] = weakref.WeakSet()
 
 def _close_in_child() -> None:
     for file in list(_live):
-        file.close()
+        # Not what a subclass makes of it: the parent must not notice.
+        File.close(file)
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -1,8 +1,7 @@
 """Memory mapped into the process, whose mapping lives as long as its last view.
 
-``mmap.mmap(fd, ...)`` duplicates the descriptor, and so would keep a closed device open. Here
-Python's mmap object owns only a range of addresses, and the file is mapped over it: the range
-disappears with the last memoryview, and the descriptor is nobody's but its owner's.
+``mmap.mmap(fd, ...)`` duplicates the descriptor, and so would keep a closed device open. Device
+memory is therefore mapped by the call itself, and unmapped by the object that all its views hold.
 """
 
 from __future__ import annotations
@@ -10,22 +9,45 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import weakref
+from collections.abc import Callable
+from typing import Any
 
-from pyvfio import errors
 from pyvfio._sys import calls
-from pyvfio._sys.file import File
+from pyvfio._sys.file import File, refused
 
 PAGE_SIZE = mmap.PAGESIZE
 
 _HUGE = 2 << 20
+_PROT_NONE = 0
 _MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
 _MAP_FIXED_NOREPLACE = 0x100000
 _MAP_HUGETLB = 0x40000
 _MAP_HUGE_SHIFT = 26
+_RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
-# Device memory is not inherited by a fork: {mmap object: (address, length)}.
-_device_memory: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
+
+# Where device memory is mapped: where each begins, and how many bytes.
+_places: set[tuple[int, int]] = set()
+
+
+class _DeviceMemory:
+    """What all views of one mapping keep alive.
+
+    Attributes:
+        place: the addresses it holds, as in `_places`.
+    """
+
+    place: tuple[int, int]
+
+    # Bound here: at the interpreter's end the module may be gone before the last view.
+    def __del__(
+        self,
+        munmap: Callable[[int, int], None] = calls.munmap,
+        places: set[tuple[int, int]] = _places,
+    ) -> None:
+        places.discard(self.place)
+        munmap(*self.place)
 
 
 def map_file(file: File, offset: int, length: int, *, writable: bool) -> memoryview:
@@ -44,19 +66,28 @@ def map_file(file: File, offset: int, length: int, *, writable: bool) -> memoryv
     """
     fd = file.fileno()
     align = _HUGE if length >= _HUGE else PAGE_SIZE
-    reserved = mmap.mmap(
-        -1, length + align - PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )
-    address = address_of(reserved)
-    start = -address % align
+    size = length + align - PAGE_SIZE
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
-        calls.mmap(address + start, length, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+        # Addresses first, without memory behind them; then the file, aligned, over them.
+        start = calls.mmap(0, size, _PROT_NONE, _RESERVE, -1, 0)
+        try:
+            address = -(-start // align) * align
+            calls.mmap(address, length, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+            calls.madvise(address, length, mmap.MADV_DONTFORK)
+        except BaseException:
+            calls.munmap(start, size)
+            raise
     except OSError as error:
-        raise errors.KernelError(error.errno or 0, "mmap", file.path) from None
-    reserved.madvise(mmap.MADV_DONTFORK)
-    _device_memory[reserved] = (address, len(reserved))
-    view = memoryview(reserved)[start : start + length]
+        raise file.refused(error, "mmap") from None
+    kind: Any = type(
+        "DeviceMemory",
+        (_DeviceMemory, ctypes.Array),
+        {"_type_": ctypes.c_ubyte, "_length_": length, "place": (start, size)},
+    )
+    owner = kind.from_address(address)
+    _places.add((start, size))
+    view = memoryview(owner).cast("B")
     return view if writable else view.toreadonly()
 
 
@@ -76,7 +107,7 @@ def allocate_shared(length: int, huge_page_size: int | None = None) -> memoryvie
     try:
         return memoryview(mmap.mmap(-1, length, flags=flags))
     except OSError as error:
-        raise errors.KernelError(error.errno or 0, "mmap", "anonymous memory") from None
+        raise refused(error, "mmap", "anonymous memory") from None
 
 
 def address_of(buffer: memoryview | mmap.mmap | bytearray) -> int:
@@ -85,17 +116,11 @@ def address_of(buffer: memoryview | mmap.mmap | bytearray) -> int:
 
 
 def _reserve_in_child() -> None:
-    # The child's mmap objects would unmap ranges that are no longer theirs; give them back the
-    # addresses, without memory behind them.
-    for address, length in _device_memory.values():
-        calls.mmap(
-            address,
-            length,
-            0,  # PROT_NONE
-            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE,
-            -1,
-            0,
-        )
+    # The child has no device memory, but its owners will unmap their addresses: they must not
+    # become somebody else's until then.
+    for start, size in _places:
+        calls.munmap(start, size)
+        calls.mmap(start, size, _PROT_NONE, _RESERVE | _MAP_FIXED_NOREPLACE, -1, 0)
 
 
 os.register_at_fork(after_in_child=_reserve_in_child)

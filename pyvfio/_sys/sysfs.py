@@ -6,9 +6,8 @@ import errno
 import os
 from pathlib import Path
 
-from pyvfio import errors
 from pyvfio._sys import calls
-from pyvfio._sys.file import _OPEN_FILES_HINT, File
+from pyvfio._sys.file import File, refused
 
 
 def read(path: Path) -> str:
@@ -20,8 +19,8 @@ def read(path: Path) -> str:
     return read_bytes(path).decode(errors="replace").rstrip("\n\0")
 
 
-def read_bytes(path: Path, limit: int = 1 << 16) -> bytes:
-    """A binary attribute's contents, `limit` bytes at most.
+def read_bytes(path: Path) -> bytes:
+    """A binary attribute's contents, all of it.
 
     Raises:
         KernelError: it cannot be read.
@@ -29,13 +28,10 @@ def read_bytes(path: Path, limit: int = 1 << 16) -> bytes:
     with File.open(str(path), os.O_RDONLY) as file:
         data = b""
         try:
-            while len(data) < limit:
-                more = calls.pread(file.fileno(), limit - len(data), len(data))
-                if not more:
-                    break
+            while more := calls.pread(file.fileno(), 1 << 16, len(data)):
                 data += more
         except OSError as error:
-            raise errors.KernelError(error.errno or 0, "read", str(path)) from None
+            raise refused(error, "read", str(path)) from None
         return data
 
 
@@ -61,7 +57,7 @@ def link_name(path: Path) -> str | None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
-        raise errors.KernelError(error.errno or 0, "readlink", str(path)) from None
+        raise refused(error, "readlink", str(path)) from None
 
 
 def entries(path: Path) -> list[str]:
@@ -76,8 +72,4 @@ def entries(path: Path) -> list[str]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return []
-        if error.errno == errno.EMFILE:
-            raise errors.OpenFilesLimit(
-                error.errno, "listdir", str(path), _OPEN_FILES_HINT
-            ) from None
-        raise errors.KernelError(error.errno or 0, "listdir", str(path)) from None
+        raise refused(error, "listdir", str(path)) from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio.cli import buslist, common
+from pyvfio.pci.registers import plain
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -46,7 +47,7 @@ def describe(function: Function) -> dict[str, Any]:
     """Everything `show` knows of a function, in JSON's types."""
     config = function.config
     group = function.iommu_group
-    capabilities, faults = _capabilities(config)
+    faults: list[str] = []
     return {
         **buslist.describe(function),
         "revision": function.revision,
@@ -61,16 +62,20 @@ def describe(function: Function) -> dict[str, Any]:
             {"address": str(member.address), "driver": member.driver} for member in group.members
         ],
         "in_the_way": [] if group is None else [str(culprit.address) for culprit in group.culprits],
-        "command": config.fields()["command"],
-        "regions": _regions(function, config),
+        "command": plain(config.command),
+        "regions": _regions(function, config, faults),
         "interrupts": _interrupts(config),
-        "capabilities": capabilities,
+        "capabilities": _capabilities(config, faults),
         "faults": faults,
     }
 
 
-def _regions(function: Function, config: ConfigSpace) -> list[dict[str, Any]]:
-    kinds = {bar.index: bar for bar in config.bars}
+def _regions(function: Function, config: ConfigSpace, faults: list[str]) -> list[dict[str, Any]]:
+    kinds = {}
+    try:
+        kinds = {bar.index: bar for bar in config.bars}
+    except errors.Error as error:
+        faults.append(str(error))
     regions = []
     for index, resource in enumerate(function.resources[:7]):
         if not resource.size:
@@ -100,9 +105,8 @@ def _interrupts(config: ConfigSpace) -> dict[str, Any]:
     return interrupts
 
 
-def _capabilities(config: ConfigSpace) -> tuple[list[dict[str, Any]], list[str]]:
+def _capabilities(config: ConfigSpace, faults: list[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    faults: list[str] = []
     lists: tuple[Iterable[Capability], ...] = (config.capabilities, config.extended_capabilities)
     for capabilities in lists:
         # A broken chain is shown as far as it goes.
@@ -111,7 +115,7 @@ def _capabilities(config: ConfigSpace) -> tuple[list[dict[str, Any]], list[str]]
                 found.append(_capability(capability, faults))
         except errors.Error as error:
             faults.append(str(error))
-    return found, faults
+    return found
 
 
 def _capability(capability: Capability, faults: list[str]) -> dict[str, Any]:

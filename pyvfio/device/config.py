@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from pyvfio._sys import File
 from pyvfio.device.region import Area, Region
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 
 class ConfigRegion(Region):
-    """The config-space region; tells the device after each write, which may have changed what it
-    decodes."""
+    """The config-space region; a write may change what the device decodes."""
 
-    __slots__ = ("_written",)
+    __slots__ = ("_writing",)
 
     def __init__(
         self,
@@ -25,9 +29,9 @@ class ConfigRegion(Region):
         offset: int,
         areas: tuple[Area, ...],
         refuse: Callable[[], None],
-        written: Callable[[int, int], None],
+        writing: Callable[[int, int], AbstractContextManager[None]],
     ) -> None:
-        """As :class:`Region`, with `written` to be called with (offset, size) after a write."""
+        """As :class:`Region`; each write happens inside ``writing(offset, size)``."""
         super().__init__(
             file,
             index,
@@ -38,15 +42,16 @@ class ConfigRegion(Region):
             areas=areas,
             refuse=refuse,
         )
-        self._written = written
+        self._writing = writing
 
-    def write(self, offset: int, data: bytes) -> None:
-        super().write(offset, data)
-        self._written(offset, len(data))
+    def write(self, offset: int, data: Buffer) -> None:
+        content = bytes(data)
+        with self._writing(offset, len(content)):
+            super().write(offset, content)
 
     def _write(self, offset: int, width: int, value: int) -> None:
-        super()._write(offset, width, value)
-        self._written(offset, width)
+        with self._writing(offset, width):
+            super()._write(offset, width, value)
 
 
 class LiveConfig:

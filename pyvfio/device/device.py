@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ from pyvfio.device.irq import Irq
 from pyvfio.device.msix import Msix
 from pyvfio.device.region import Region
 from pyvfio.iommu import AddressSpace, Type1
-from pyvfio.pci import Address, Function, check_openable
+from pyvfio.pci import Address, Function
 from pyvfio.pci.config import Command, ConfigSpace
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_NOBODY = 0xFFFF  # what a vendor ID reads where nothing answers
 
 _REGION_NAMES = {
     **{vfio.VFIO_PCI_BAR0_REGION_INDEX + bar: f"BAR{bar}" for bar in range(6)},
@@ -69,10 +72,11 @@ def open(
     Raises:
         ArgumentError: the address makes no sense.
         DeviceNotFound, NotBound, NoIommu, NoVfio, GroupNotViable: the host is not set up for it.
+        DeviceGone: it does not answer.
+        MalformedConfig: its capabilities make no sense.
         AccessDenied, Busy, NoInterruptRemapping, OpenFilesLimit, KernelError: the kernel refused.
     """
     function = address if isinstance(address, Function) else Function(address)
-    check_openable(function)
     with ExitStack() as stack:
         if space is None:
             space = stack.enter_context(Type1())
@@ -80,6 +84,7 @@ def open(
         stack.callback(space.close_device, file)
         device = Device(function, file, space)
         stack.callback(device._stop)
+        space.stop_with(file, device._stop)
         device._start(bus_master)
         device._cleanup = stack.pop_all()
     return device
@@ -123,6 +128,7 @@ class Device:
         # Config space first: it tells which BARs are memory and which I/O.
         self._config_region = self._add_config_region()
         self.config = ConfigSpace(LiveConfig(self._config_region))
+        self._refuse_gone()
         power = self.config.pm
         self._pm_control = None if power is None else power.offset + pci_regs.PCI_PM_CTRL
         for index in range(device.num_regions):
@@ -212,12 +218,7 @@ class Device:
             )
         for region in self.regions.values():
             region.release()
-        try:
-            self._file.ioctl(vfio.VFIO_DEVICE_RESET)
-        except errors.KernelError as error:
-            if error.errno == errno.ENODEV:
-                raise errors.DeviceGone.from_call(error, "the device was removed") from None
-            raise
+        self._file.ioctl(vfio.VFIO_DEVICE_RESET)
         self._refresh()
 
     def close(self) -> None:
@@ -282,7 +283,7 @@ class Device:
             offset=found.offset,
             areas=(),
             refuse=self._refuse_closed,
-            written=self._config_written,
+            writing=self._config_writing,
         )
         self.regions[index] = region
         return region
@@ -310,6 +311,7 @@ class Device:
             offset=found.offset,
             areas=found.areas,
             refuse=refuse,
+            kind=found.kind,
         )
 
     def _irq(self, index: int, name: str) -> Irq:
@@ -320,8 +322,9 @@ class Device:
         table = pending = None
         msix = self.config.msix if count else None
         if msix is not None:
-            table = self.bars[msix.table_bar], msix.table_offset
-            pending = self.bars[msix.pba_bar], msix.pba_offset
+            # A device under development may name a BAR that it has not got.
+            table = self.bars.get(msix.table_bar), msix.table_offset
+            pending = self.bars.get(msix.pba_bar), msix.pba_offset
         return Msix(
             self._file,
             index,
@@ -337,18 +340,30 @@ class Device:
         command = self.config.command
         self.config.command = command | bits if on else command & ~bits
 
-    def _config_written(self, offset: int, size: int) -> None:
-        """After a write to config space: did it change what may be touched?"""
+    @contextmanager
+    def _config_writing(self, offset: int, size: int) -> Iterator[None]:
+        """Around a write to config space, which may change what can be touched."""
         registers = [pci_regs.PCI_COMMAND]
         if self._pm_control is not None:
             registers.append(self._pm_control)
-        if any(offset < register + 2 and register < offset + size for register in registers):
-            self._refresh()
+        if not any(offset < register + 2 and register < offset + size for register in registers):
+            yield
+            return
+        # First nobody touches it, then it changes: another thread may be reading a BAR.
+        self._set_decoding(Command(0))
+        try:
+            yield
+        finally:
+            if not self._file.closed:
+                self._refresh()
 
     def _refresh(self) -> None:
-        """Find out which BARs the device answers at, and stop the fast access to the others."""
-        self._decoding = Command(0) if self.power_state else self.config.command
-        if Command.MEMORY not in self._decoding:
+        """Find out what the device answers at."""
+        self._set_decoding(Command(0) if self.power_state else self.config.command)
+
+    def _set_decoding(self, decoding: Command) -> None:
+        self._decoding = decoding
+        if Command.MEMORY not in decoding:
             for region in self.regions.values():
                 region.release()
 
@@ -358,8 +373,18 @@ class Device:
                 f"the device {self.address} is closed (or was opened before this process forked)"
             )
 
+    def _refuse_gone(self) -> None:
+        if self.config.vendor_id == _NOBODY:
+            raise errors.DeviceGone(
+                errno.ENODEV,
+                "pread",
+                str(self.address),
+                "config space reads all ones: the device was removed, or its link is down",
+            )
+
     def _refuse_access(self, decoding: Command) -> None:
         self._refuse_closed()
+        self._refuse_gone()
         if self.power_state:
             raise errors.MemoryDisabled(
                 f"{self.address} sleeps in D{self.power_state}: set its power_state to 0 first"

@@ -29,7 +29,6 @@ class RegionInfo:
         offset: in the device's file, bytes.
         areas: the parts that can be mapped.
         kind: (type, subtype) of a device-specific region, else None.
-        msix_mappable: the kernel lets the MSI-X table's pages be mapped.
     """
 
     index: int
@@ -38,7 +37,6 @@ class RegionInfo:
     offset: int
     areas: tuple[Area, ...]
     kind: tuple[int, int] | None
-    msix_mappable: bool
 
 
 def device_info(file: File) -> vfio.vfio_device_info:
@@ -74,7 +72,9 @@ def region_info(file: File, index: int) -> RegionInfo | None:
     info.argsz, info.index = len(argument), index
     if not _ask(file, vfio.VFIO_DEVICE_GET_REGION_INFO, argument):
         return None
-    if len(argument) < info.argsz <= _LARGEST:
+    if info.argsz > _LARGEST:
+        raise _nonsense(file, f"the kernel says it needs {info.argsz:#x} bytes")
+    if len(argument) < info.argsz:
         # The kernel has capabilities to tell, and says how much room they need.
         argument = bytearray(info.argsz)
         info = kind.from_buffer(argument)
@@ -82,7 +82,6 @@ def region_info(file: File, index: int) -> RegionInfo | None:
         _ask(file, vfio.VFIO_DEVICE_GET_REGION_INFO, argument)
     areas: list[Area] | None = None
     region_kind = None
-    msix_mappable = False
     if info.flags & vfio.VFIO_REGION_INFO_FLAG_CAPS:
         for capability in capabilities(bytes(argument), info.cap_offset, ctypes.sizeof(kind)):
             if capability.id == vfio.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
@@ -92,15 +91,11 @@ def region_info(file: File, index: int) -> RegionInfo | None:
                     raise _nonsense(file, "the kernel's type of the region is cut off")
                 cap = vfio.vfio_region_info_cap_type.from_buffer_copy(capability.data)
                 region_kind = (cap.type, cap.subtype)
-            elif capability.id == vfio.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
-                msix_mappable = True
     if not info.flags & vfio.VFIO_REGION_INFO_FLAG_MMAP or not info.size:
         areas = []
     elif areas is None:
         areas = [Area(0, info.size)]
-    return RegionInfo(
-        index, info.flags, info.size, info.offset, tuple(areas), region_kind, msix_mappable
-    )
+    return RegionInfo(index, info.flags, info.size, info.offset, tuple(areas), region_kind)
 
 
 def _ask(file: File, request: Request, argument: object) -> bool:
@@ -110,8 +105,6 @@ def _ask(file: File, request: Request, argument: object) -> bool:
     except errors.KernelError as error:
         if error.errno == errno.EINVAL and request is not vfio.VFIO_DEVICE_GET_INFO:
             return False
-        if error.errno == errno.ENODEV:
-            raise errors.DeviceGone.from_call(error, "the device was removed") from None
         raise
     return True
 

@@ -110,8 +110,10 @@ class Irq:
         self.maskable = bool(flags & vfio.VFIO_IRQ_INFO_MASKABLE)
         self.automasked = bool(flags & vfio.VFIO_IRQ_INFO_AUTOMASKED)
         self.noresize = bool(flags & vfio.VFIO_IRQ_INFO_NORESIZE)
-        # Vectors that have an eventfd, by number, and how many the kernel has allocated.
+        # Vectors by number: ours, and those that signal() gave somebody's eventfd, or none; and how
+        # many the kernel has allocated.
         self._enabled: dict[int, Vector] = {}
+        self._signalled: dict[int, int | None] = {}
         self._allocated = 0
 
     @property
@@ -141,34 +143,43 @@ class Irq:
         count = self._checked_count(count, start)
         numbers = range(start, start + count)
         for number in numbers:
-            if number in self._enabled:
+            if number in self._enabled or self._signalled.get(number) is not None:
                 raise errors.StateError(f"{self.name} vector {number} is already enabled")
         vectors: list[Vector] = []
         try:
             for number in numbers:
                 vectors.append(Vector(number, EventFd()))
-            self.signal(start, [vector.fileno() for vector in vectors])
+            self._assign(start, [vector.fileno() for vector in vectors])
         except BaseException:
             for vector in vectors:
-                vector.close()
+                vector._eventfd.close()
             raise
         self._enabled.update((vector.index, vector) for vector in vectors)
         return Vectors(self, vectors)
 
     def signal(self, start: int, fds: Sequence[int | None]) -> None:
-        """Say which eventfd each vector signals: the call underneath :meth:`enable`.
+        """Let vectors signal eventfds that the caller brings, to hand interrupts to KVM.
 
-        For those who bring their own eventfds, to hand interrupts to KVM. The first call allocates
-        the host's vectors up to the last one named.
+        The first call allocates the host's vectors up to the last one named. They stay, whatever
+        other vectors are enabled and closed, until :meth:`disable`.
 
         Args:
             start: the first vector's number.
             fds: an eventfd for each vector, None for nobody; an allocated vector stays allocated.
 
         Raises:
-            As :meth:`enable`.
+            StateError: one of them was enabled by :meth:`enable`; and as :meth:`enable`.
         """
         self._checked_count(len(fds), start)
+        for number in range(start, start + len(fds)):
+            if number in self._enabled:
+                raise errors.StateError(
+                    f"{self.name} vector {number} has an eventfd of its own: close it first"
+                )
+        self._assign(start, fds)
+        self._signalled.update(enumerate(fds, start))
+
+    def _assign(self, start: int, fds: Sequence[int | None]) -> None:
         self._check_exclusive()
         end = start + len(fds)
         if self.noresize and 0 < self._allocated < end and self.index in _EXCLUSIVE:
@@ -231,6 +242,7 @@ class Irq:
             KernelError: the kernel refused.
         """
         self._check_maskable()
+        self._check_allocated(1)
         self._set(
             vfio.VFIO_IRQ_SET_DATA_EVENTFD | _UNMASK,
             0,
@@ -246,11 +258,12 @@ class Irq:
             RangeError, KernelError: as :meth:`enable`.
         """
         count = self._checked_count(count, start)
-        if start + count > self._allocated:
-            raise errors.StateError(
-                f"{self.name} vector {start + count - 1} is not enabled: "
-                f"call enable({start + count}) first"
-            )
+        for number in range(start, start + count):
+            if number not in self._enabled and self._signalled.get(number) is None:
+                raise errors.StateError(
+                    f"{self.name} vector {number} is not enabled, nobody would see it fire: "
+                    f"call enable({start + count}) first"
+                )
         # With a count of 0 this would disable the index.
         self._set(vfio.VFIO_IRQ_SET_DATA_NONE | _TRIGGER, start, count)
 
@@ -289,28 +302,35 @@ class Irq:
                 "disable the vector, or mask it in the device's own registers"
             )
 
+    def _check_allocated(self, end: int) -> None:
+        if self._allocated < end:
+            raise errors.StateError(f"{self.name} is not enabled: call enable({end}) first")
+
     def _set_mask(self, action: int, start: int, count: int | None) -> None:
         count = self._checked_count(count, start)
         self._check_maskable()
+        self._check_allocated(start + count)
         self._set(vfio.VFIO_IRQ_SET_DATA_NONE | action, start, count)
 
     def _release(self, vectors: Sequence[Vector], *, all_of_them: bool = False) -> None:
         for vector in vectors:
             self._enabled.pop(vector.index, None)
+        if all_of_them:
+            self._signalled.clear()
         try:
             if self._file.closed or not self._allocated:
                 return
-            if all_of_them or not self._enabled:
+            if not self._enabled and not self._signalled:
                 # A count of 0 disables the whole index.
                 self._set(vfio.VFIO_IRQ_SET_DATA_NONE | _TRIGGER, 0, 0)
                 self._allocated = 0
             else:
                 for start, length in _runs(vector.index for vector in vectors):
-                    self.signal(start, [None] * length)
+                    self._assign(start, [None] * length)
         finally:
             # Last, so that no interrupt meets an eventfd that has gone.
             for vector in vectors:
-                vector.close()
+                vector._eventfd.close()
 
     def _set(self, flags: int, start: int, count: int, data: bytes = b"") -> int:
         argument = bytearray(_HEADER_SIZE + len(data))
@@ -323,12 +343,11 @@ class Irq:
         argument[_HEADER_SIZE:] = data
         try:
             return self._file.ioctl(vfio.VFIO_DEVICE_SET_IRQS, argument)
+        except errors.DeviceGone:
+            raise
         except errors.KernelError as error:
-            if error.errno == errno.ENODEV:
-                raise errors.DeviceGone.from_call(error, "the device was removed") from None
-            raise error.from_call(
-                error, f"{self.name}, vectors {start} to {start + count - 1}"
-            ) from None
+            which = f"vectors {start} to {start + count - 1}" if count else "all vectors"
+            raise error.from_call(error, f"{self.name}, {which}") from None
 
     def _exhausted(self, error: errors.KernelError, wanted: int) -> errors.KernelError:
         return errors.VectorsExhausted.from_call(

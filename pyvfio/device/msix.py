@@ -151,13 +151,14 @@ class Msix(Irq):
         flags: int,
         count: int,
         siblings: Iterable[Irq],
-        table: tuple[Region, int] | None,
-        pending: tuple[Region, int] | None,
+        table: tuple[Region | None, int] | None,
+        pending: tuple[Region | None, int] | None,
     ) -> None:
         """Made by :class:`~pyvfio.device.device.Device`.
 
         Args:
-            table: the BAR and the offset in it of the MSI-X table; None if there is none.
+            table: the BAR (None: it names one that is not there) and the offset in it of the MSI-X
+                table; None if there is none.
             pending: the same of the pending-bit array.
         """
         super().__init__(file, index, name, flags=flags, count=count, siblings=siblings)
@@ -188,13 +189,15 @@ class Msix(Irq):
         return bool(bar.read32(offset + number // 32 * 4) >> number % 32 & 1)
 
     def _visible(
-        self, place: tuple[Region, int] | None, what: str, size: int
+        self, place: tuple[Region | None, int] | None, what: str, size: int
     ) -> tuple[Region, int]:
         if place is None:
             raise errors.Unsupported("the device has no MSI-X interrupts")
         bar, offset = place
+        if bar is None:
+            raise errors.Unsupported(f"the MSI-X {what} is said to be in a BAR that is not there")
         if not any(area.offset <= offset and offset + size <= area.end for area in bar.areas):
             raise errors.Unsupported(
                 f"this kernel does not let {bar.name} be mapped where the MSI-X {what} stands"
             )
-        return place
+        return bar, offset

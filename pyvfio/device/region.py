@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import errno
+import operator
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pyvfio import errors
 from pyvfio._sys import memory
 from pyvfio._sys.file import File
 from pyvfio.abi import vfio
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _FORMATS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _REMEMBERED = 4096  # registers of each width in a region; a quarter of a KiB each
@@ -56,6 +60,7 @@ class Region:
         readable: whether it can be read.
         writable: whether it can be written.
         areas: the parts that can be mapped; empty if none can.
+        kind: (type, subtype) of a device-specific region (``VFIO_REGION_TYPE_*``), else None.
     """
 
     __slots__ = (
@@ -66,12 +71,14 @@ class Region:
         "_at32",
         "_at64",
         "_file",
+        "_lock",
         "_mapped",
         "_offset",
         "_refuse",
         "_views",
         "areas",
         "index",
+        "kind",
         "name",
         "readable",
         "size",
@@ -89,6 +96,7 @@ class Region:
         offset: int,
         areas: tuple[Area, ...],
         refuse: Callable[[], None],
+        kind: tuple[int, int] | None = None,
     ) -> None:
         """Made by :class:`~pyvfio.device.device.Device`.
 
@@ -99,8 +107,10 @@ class Region:
             offset: of the region in the file, bytes.
             areas: the parts that can be mapped.
             refuse: raises if the region must not be touched now.
+            kind: (type, subtype) of a device-specific region.
         """
         self._file = file
+        self._lock = threading.RLock()
         self._offset = offset
         self._refuse = refuse
         self.index = index
@@ -109,6 +119,7 @@ class Region:
         self.readable = bool(flags & vfio.VFIO_REGION_INFO_FLAG_READ)
         self.writable = bool(flags & vfio.VFIO_REGION_INFO_FLAG_WRITE)
         self.areas = areas
+        self.kind = kind
         # The views of each area that has been mapped.
         self._mapped: dict[Area, memoryview] = {}
         # Registers that were accessed, by width and offset: each a view of its one item. Being
@@ -208,35 +219,29 @@ class Region:
         self._write(offset, 8, value)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Copy `size` bytes from `offset`, in accesses of any width (memory, ROM, config space).
+        """Copy `size` bytes from `offset`, by the kernel, in aligned accesses of its choice.
+
+        Where an MSI-X table stands, the kernel shows ones; a :meth:`view` shows what is there.
 
         Raises:
             RangeError: the range is not inside the region.
             MemoryDisabled, Closed, KernelError: as for :meth:`read32`.
         """
         self._check(offset, size)
-        area = self._area(offset, size)
-        if area is None:
-            return self._file.pread(size, self._offset + offset)
-        start = offset - area.offset
-        return bytes(self._view(area)[start : start + size])
+        return self._file.pread(size, self._offset + offset)
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Copy `data` to `offset`, in accesses of any width.
+    def write(self, offset: int, data: Buffer) -> None:
+        """Copy bytes to `offset`, by the kernel, in aligned accesses of its choice.
 
         Raises:
             RangeError: the range is not inside the region.
             ArgumentError: the region is read-only.
             MemoryDisabled, Closed, KernelError: as for :meth:`write32`.
         """
-        self._check(offset, len(data))
+        content = bytes(data)
+        self._check(offset, len(content))
         self._check_writable()
-        area = self._area(offset, len(data))
-        if area is None:
-            self._file.pwrite(data, self._offset + offset)
-        else:
-            start = offset - area.offset
-            self._view(area)[start : start + len(data)] = data
+        self._file.pwrite(content, self._offset + offset)
 
     def view(self, offset: int = 0, size: int | None = None) -> memoryview:
         """A view of bytes that the device answers, for as long as anybody holds it.
@@ -300,46 +305,63 @@ class Region:
 
     def release(self) -> None:
         """Let go of the region's own mappings; views that others hold stay valid."""
-        for registers in self._at.values():
-            registers.clear()
-        self._views.clear()
-        self._mapped.clear()
+        with self._lock:
+            for registers in self._at.values():
+                registers.clear()
+            self._views.clear()
+            self._mapped.clear()
 
     def _whole(self, width: int) -> memoryview:
         view = self._views[width] = self.view().cast(_FORMATS[width])
         return view
 
-    def _register(self, offset: int, width: int, view: memoryview) -> memoryview:
-        """One register of a mapped area; the next access to it goes there straight away."""
-        item = view[:width].cast(_FORMATS[width])
-        registers = self._at[width]
-        if len(registers) < _REMEMBERED:
-            registers[offset] = item
-        return item
-
     def _read(self, offset: int, width: int) -> int:
-        self._check_access(offset, width)
-        area = self._area(offset, width)
-        if area is None:
-            return int.from_bytes(self._file.pread(width, self._offset + offset), "little")
-        start = offset - area.offset
-        return int(self._register(offset, width, self._view(area)[start:])[0])
+        while True:
+            if not self._prepare(offset, width):
+                data = self._file.pread(width, self._offset + offset)
+                return int.from_bytes(data, "little")
+            try:
+                return int(self._at[width][offset][0])
+            except KeyError:
+                pass  # another thread switched memory decoding meanwhile
 
     def _write(self, offset: int, width: int, value: int) -> None:
         self._check_access(offset, width)
         self._check_writable()
         try:
+            value = operator.index(value)
             data = value.to_bytes(width, "little")
-        except (OverflowError, AttributeError):
+        except (OverflowError, TypeError):
             raise errors.ArgumentError(
                 f"{value!r} is not an integer of {8 * width} bits (0 to {(1 << 8 * width) - 1:#x})"
             ) from None
-        area = self._area(offset, width)
-        if area is None:
-            self._file.pwrite(data, self._offset + offset)
-            return
-        start = offset - area.offset
-        self._register(offset, width, self._view(area)[start:])[0] = value
+        while True:
+            if not self._prepare(offset, width):
+                self._file.pwrite(data, self._offset + offset)
+                return
+            try:
+                self._at[width][offset][0] = value
+                return
+            except KeyError:
+                pass  # as in _read
+
+    def _prepare(self, offset: int, width: int) -> bool:
+        """Make a register ready to be accessed by look-up; False where it is not mapped.
+
+        Checking and remembering are one step to :meth:`release`: what it has emptied stays empty
+        until the device may be touched again.
+        """
+        with self._lock:
+            self._check_access(offset, width)
+            area = self._area(offset, width)
+            if area is None:
+                return False
+            start = offset - area.offset
+            registers = self._at[width]
+            if len(registers) >= _REMEMBERED:
+                registers.clear()
+            registers[offset] = self._view(area)[start : start + width].cast(_FORMATS[width])
+            return True
 
     def _area(self, offset: int, size: int) -> Area | None:
         for area in self.areas:
@@ -353,14 +375,9 @@ class Region:
         if view is None:
             # The kernel maps whole pages; a BAR smaller than a page has one to itself.
             length = -(-area.size // memory.PAGE_SIZE) * memory.PAGE_SIZE
-            try:
-                mapping = memory.map_file(
-                    self._file, self._offset + area.offset, length, writable=self.writable
-                )
-            except errors.KernelError as error:
-                if error.errno == errno.ENODEV:
-                    raise errors.DeviceGone.from_call(error, "the device was removed") from None
-                raise
+            mapping = memory.map_file(
+                self._file, self._offset + area.offset, length, writable=self.writable
+            )
             view = self._mapped[area] = mapping[: area.size]
         return view
 
@@ -391,6 +408,7 @@ _live: weakref.WeakSet[Region] = weakref.WeakSet()
 def _release_in_child() -> None:
     # A child has no mapping of the device: without this its next access would be a fault.
     for region in list(_live):
+        region._lock = threading.RLock()  # the parent's may be held by a thread that is not here
         region.release()
 
 

@@ -10,6 +10,7 @@ themselves: `lwsync`, `dmb ish`), so the one instruction it takes is put into ex
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable
 
 from pyvfio import errors
 from pyvfio._sys import calls
+from pyvfio._sys.file import refused
 
 _CODE = {
     "x86_64": bytes.fromhex("0faef0 c3"),  # mfence; ret
@@ -34,6 +36,7 @@ def fence() -> None:
 
     Raises:
         Unsupported: no barrier is known for this processor, or executable memory is refused.
+        OpenFilesLimit: the process has no descriptor left, at the first use.
     """
     (_barrier or _prepare())()
 
@@ -51,7 +54,7 @@ def _prepare() -> Callable[[], object]:
     # The kernel writes the code and maps it without write permission: nothing is ever writable and
     # executable at once, and the instruction cache is the kernel's business.
     try:
-        fd = os.memfd_create("pyvfio-fence", os.MFD_CLOEXEC)
+        fd = calls.memfd_create("pyvfio-fence", os.MFD_CLOEXEC)
         try:
             calls.pwrite(fd, code, 0)
             prot = mmap.PROT_READ | mmap.PROT_EXEC
@@ -59,6 +62,8 @@ def _prepare() -> Callable[[], object]:
         finally:
             calls.close(fd)
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise refused(error, "memfd_create", "pyvfio-fence") from None
         raise errors.Unsupported(
             f"a memory barrier needs a page of executable memory, which was refused ({error}): "
             "a security policy (SELinux, seccomp) must allow it to this process"

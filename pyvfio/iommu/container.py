@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _PATH = "/dev/vfio/vfio"
-_UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
 
 
 class Container:
@@ -82,15 +81,9 @@ class Container:
             kind: ``VFIO_TYPE1v2_IOMMU`` and its like.
 
         Raises:
-            NoInterruptRemapping: the IOMMU does not isolate interrupts.
-            KernelError: the kernel refused otherwise.
+            KernelError: the kernel refused; :meth:`Group.refusal` knows what that may mean.
         """
-        try:
-            self.file.ioctl(vfio.VFIO_SET_IOMMU, kind)
-        except errors.KernelError as error:
-            if error.errno == errno.EPERM:
-                raise no_interrupt_remapping(error) from None
-            raise
+        self.file.ioctl(vfio.VFIO_SET_IOMMU, kind)
 
     def close(self) -> None:
         """Close it; the kernel undoes its mappings once no device is open any more."""
@@ -109,14 +102,3 @@ class Container:
 
     def __repr__(self) -> str:
         return f"<Container {'closed' if self.file.closed else f'fd={self.file.fileno()}'}>"
-
-
-def no_interrupt_remapping(error: errors.KernelError) -> errors.KernelError:
-    """What EPERM means when a viable group joins an IOMMU."""
-    return errors.NoInterruptRemapping.from_call(
-        error,
-        "this host's IOMMU does not remap interrupts, so a device could raise any interrupt of the "
-        "host by DMA and the kernel refuses it. Switch interrupt remapping on (firmware setup; "
-        "intremap=on for an emulated IOMMU), or, if you trust the device, lower the guard: "
-        f"echo Y > {_UNSAFE}",
-    )

@@ -60,15 +60,21 @@ class ContainerSpace(AddressSpace):
     def close_device(self, file: File) -> None:
         with self._lock:
             group = self._devices.pop(file, None)
+            self._stops.pop(file, None)
             file.close()
             if group is not None and group not in self._devices.values():
                 self._detach(group)
 
-    def attach(self, group: Group) -> None:
+    def attach(self, group: Group, *, joined: bool = False) -> None:
         """Put an open group into the space; for groups that the caller opened.
 
         The space closes it after the last of its devices, or when the space is closed. A group
         that cannot join stays the caller's to close.
+
+        Args:
+            group: an open group.
+            joined: whether it is in the space's container already. The kernel does not tell in
+                which one a group is.
 
         Raises:
             GroupNotViable, NoInterruptRemapping, KernelError: it cannot join.
@@ -78,10 +84,13 @@ class ContainerSpace(AddressSpace):
             self._refuse_closed()
             if group.id in self._groups:
                 raise errors.StateError(f"group {group.id} is in this address space already")
-            if not group.has_container:
+            if not joined:
                 group.set_container(self.container)
-            if self._ask() is None:
-                self._set_iommu()
+            try:
+                if self._ask() is None:
+                    self._set_iommu()
+            except errors.KernelError as error:
+                raise group.refusal(error) from None
             self._refresh()
             self._groups[group.id] = group
 

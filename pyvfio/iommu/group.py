@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
-from pyvfio._sys import File
+from pyvfio._sys import DeviceFile, File, sysfs
 from pyvfio.abi import vfio
-from pyvfio.iommu.container import Container, no_interrupt_remapping
+from pyvfio.iommu.container import Container
+from pyvfio.pci import paths
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_UNSAFE = "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
 
 
 class Group:
@@ -50,7 +52,13 @@ class Group:
             ) from None
         except errors.KernelError as error:
             if error.errno == errno.EBUSY:
-                raise errors.Busy.from_call(error, _who_has(path)) from None
+                # Here, since it is seldom needed.
+                from pyvfio.pci.usage import holders
+
+                held = "; ".join(holder.text for holder in holders.of_node(path))
+                raise errors.Busy.from_call(
+                    error, f"{held}. A group can be open only once at a time"
+                ) from None
             if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
                 raise errors.NotBound(
                     f"{path} cannot be opened ({error.strerror}): no device of IOMMU group {id} is "
@@ -79,28 +87,63 @@ class Group:
         Raises:
             GroupNotViable: a host driver holds one of its devices.
             NoInterruptRemapping: the IOMMU does not isolate interrupts.
-            KernelError: the kernel refused otherwise.
+            KernelError: the kernel refused otherwise; EINVAL for one that is in a container.
         """
         if not self.viable:
-            raise errors.GroupNotViable(
-                f"a device of IOMMU group {self.id} is bound to a host driver: bind each device in "
-                f"/sys/kernel/iommu_groups/{self.id}/devices to vfio-pci, or unbind it"
-            )
+            raise self._not_viable()
         try:
             self.file.ioctl(
                 vfio.VFIO_GROUP_SET_CONTAINER, bytearray(ctypes.c_int32(container.file.fileno()))
             )
         except errors.KernelError as error:
-            if error.errno == errno.EPERM:
-                raise no_interrupt_remapping(error) from None
-            if error.errno == errno.EINVAL:
+            if error.errno == errno.EINVAL and self.has_container:
                 raise errors.KernelError.from_call(
                     error,
-                    "the group is in a container already, or its IOMMU cannot reach, or reserves, "
-                    "an IOVA that is mapped in this address space: open the device before mapping, "
-                    "or in an address space of its own",
+                    f"group {self.id} is in a container already: it leaves that when its file and "
+                    "those of its devices are closed",
                 ) from None
-            raise
+            refusal = self.refusal(error)
+            if refusal is error and error.errno == errno.EINVAL:
+                raise errors.KernelError.from_call(
+                    error,
+                    "the group's IOMMU cannot reach, or reserves, an IOVA that is mapped in this "
+                    "address space: open the device before mapping, or in an address space of its "
+                    "own",
+                ) from None
+            raise refusal from None
+
+    def refusal(self, error: errors.KernelError) -> errors.Error:
+        """What it means that the kernel refused to let the group's devices do DMA.
+
+        The kernel gives the same errno for several reasons, so the host is asked.
+
+        Args:
+            error: why ``VFIO_GROUP_SET_CONTAINER`` or ``VFIO_SET_IOMMU`` failed.
+
+        Returns:
+            The error to raise; the same one where nothing more is known.
+        """
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            return error
+        if error.errno == errno.EPERM and not self.viable:
+            return self._not_viable()
+        if kept := self._firmware_memory():
+            return errors.KernelError.from_call(
+                error,
+                f"the firmware keeps memory at {', '.join(kept)} for a device of IOMMU group "
+                f"{self.id} (`direct` in /sys/kernel/iommu_groups/{self.id}/reserved_regions; RMRR "
+                "on Intel), so the kernel lets no one else set up the group's DMA: look for a "
+                "firmware setting that releases the device, or use another slot or device",
+            )
+        if error.errno == errno.EPERM and _text(paths.SYSFS / _UNSAFE) == "N":
+            return errors.NoInterruptRemapping.from_call(
+                error,
+                "this host's IOMMU does not remap interrupts, so a device could raise any "
+                "interrupt of the host by DMA and the kernel refuses it. Switch interrupt "
+                "remapping on (firmware setup; intremap=on for an emulated IOMMU), or, if you "
+                f"trust the device, lower the guard: echo Y > /sys/{_UNSAFE}",
+            )
+        return error
 
     def open_device(self, name: str) -> File:
         """``VFIO_GROUP_GET_DEVICE_FD``.
@@ -121,7 +164,7 @@ class Group:
         except errors.KernelError as error:
             kind, meaning = _DEVICE_ERRORS.get(error.errno or 0, (errors.KernelError, ""))
             raise kind.from_call(error, f"{name}: {meaning}" if meaning else name) from None
-        return File(fd, name)
+        return DeviceFile(fd, name)
 
     def close(self) -> None:
         """Close it: it leaves its container as soon as none of its devices is open any more."""
@@ -140,6 +183,18 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<Group {self.id}{' closed' if self.file.closed else ''}>"
+
+    def _not_viable(self) -> errors.GroupNotViable:
+        return errors.GroupNotViable(
+            f"a device of IOMMU group {self.id} is bound to a host driver: bind each device in "
+            f"/sys/kernel/iommu_groups/{self.id}/devices to vfio-pci, or unbind it"
+        )
+
+    def _firmware_memory(self) -> list[str]:
+        """The ranges that its devices must reach at the same addresses whoever drives them."""
+        regions = paths.SYSFS / "kernel/iommu_groups" / str(self.id) / "reserved_regions"
+        lines = map(str.split, _text(regions).splitlines())
+        return [f"{words[0]}-{words[1]}" for words in lines if words[2:] == ["direct"]]
 
     @property
     def _flags(self) -> int:
@@ -165,20 +220,8 @@ _DEVICE_ERRORS: dict[int, tuple[type[errors.KernelError], str]] = {
 }
 
 
-def _who_has(path: str) -> str:
-    """Name the processes that have a file open, as far as this one may see."""
-    holders = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(fd) == path for fd in (process / "fd").iterdir()):
-                name = (process / "comm").read_text().strip()
-                mine = ", this process" if process.name == str(os.getpid()) else ""
-                holders.append(f"{process.name} ({name}{mine})")
-        except OSError:  # it ended, or is another user's
-            continue
-    if not holders:
-        return (
-            "a process, perhaps this one, has the group open or still holds a view of a BAR of its "
-            f"devices; as root, find it with: fuser -v {path}"
-        )
-    return f"process {', '.join(holders)} has the group open; a group can be open only once"
+def _text(path: Path) -> str:
+    try:
+        return sysfs.read(path)
+    except errors.KernelError:
+        return ""  # an older kernel, or one without the module

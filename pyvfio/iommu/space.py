@@ -6,21 +6,21 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
-from pyvfio._sys import memory
+from pyvfio._sys import File, memory, sysfs
 from pyvfio.iommu.dma import GRAIN, LARGEST_BLOCK, DmaBuffer, Mapping, Pool
 from pyvfio.iommu.info import SpaceInfo
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
+from pyvfio.pci import paths
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pyvfio._sys import File
     from pyvfio.pci import Function
 
 _LOW = 1 << 32
@@ -47,6 +47,7 @@ class AddressSpace(ABC):
         self._mappings: dict[int, Mapping] = {}
         self._pool = Pool(self)
         self._bins = self._pool.bins
+        self._stops: dict[File, Callable[[], None]] = {}
         _live.add(self)
 
     # What an implementation provides.
@@ -229,16 +230,30 @@ class AddressSpace(ABC):
             view = view[:size]
         return DmaBuffer(lease[0], size, view, lease, bin.release)
 
-    def close(self) -> None:
-        """Close the devices open in it, undo its mappings and close its files, at once.
+    def stop_with(self, file: File, stop: Callable[[], None]) -> None:
+        """Say how to silence an open device, for when the space is closed before it.
 
-        Views of buffers stay valid until they are let go. Closing again does nothing.
+        Args:
+            file: what :meth:`open_device` returned.
+            stop: switches its interrupts and its DMA off. :meth:`close_device` does not call it:
+                who closes a device has stopped it.
         """
-        with self._lock, ExitStack() as steps:
-            steps.callback(self._close)
-            if self._info is not None:
-                steps.callback(self._unmap_all)
-            steps.callback(self._close_devices)
+        self._stops[file] = stop
+
+    def close(self) -> None:
+        """Stop the devices open in it, then close them, undo its mappings and close its files.
+
+        Each step is done whatever fails. Views of buffers stay valid until they are let go. Closing
+        again does nothing.
+
+        Raises:
+            KernelError: a step failed.
+        """
+        with ExitStack() as steps:
+            steps.callback(self._close_all)
+            for file, stop in tuple(self._stops.items()):
+                if not file.closed:
+                    steps.callback(stop)
 
     def __enter__(self) -> Self:
         return self
@@ -252,6 +267,14 @@ class AddressSpace(ABC):
         self.close()
 
     # For implementations, mappings and the pool.
+
+    def _close_all(self) -> None:
+        with self._lock, ExitStack() as steps:
+            steps.callback(self._close)
+            if self._info is not None:
+                steps.callback(self._unmap_all)
+            steps.callback(self._close_devices)
+            self._stops.clear()
 
     def _ready(self) -> SpaceInfo:
         if self._info is None:
@@ -349,12 +372,21 @@ class AddressSpace(ABC):
         """The error for an unmapping after which `size` bytes are gone instead of all."""
 
     def _unmap_all(self) -> None:
-        """Undo every mapping and forget it; for when the last device leaves."""
+        """Undo every mapping and forget it; for when the last device leaves.
+
+        Each is tried; the first failure is told.
+        """
+        failure = None
         try:
             for mapping in self._mappings.values():
-                self._unmap_last(mapping)
+                try:
+                    self._unmap_last(mapping)
+                except errors.KernelError as error:
+                    failure = failure or error
         finally:
             self._forget()
+        if failure is not None:
+            raise failure
 
     def _unmap_last(self, mapping: Mapping) -> None:
         # When the device is being removed, the kernel drops them itself, at any moment.
@@ -397,16 +429,17 @@ class AddressSpace(ABC):
 
 
 def _default_huge_page() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in sysfs.read(paths.PROC / "meminfo").splitlines():
         if line.startswith("Hugepagesize:"):
             return int(line.split()[1]) << 10
     raise errors.Unsupported("this host's kernel has no huge pages")
 
 
 def _allocate_huge(length: int, huge_page: int) -> memoryview:
-    pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{huge_page >> 10}kB")
+    pools = paths.SYSFS / "kernel/mm/hugepages"
+    pool = pools / f"hugepages-{huge_page >> 10}kB"
     if huge_page <= 0 or not pool.is_dir():
-        sizes = [int(p.name[10:-2]) << 10 for p in pool.parent.glob("hugepages-*kB")]
+        sizes = [int(name[10:-2]) << 10 for name in sysfs.entries(pools)]
         raise errors.Unsupported(
             f"this host has no huge pages of {huge_page:#x} bytes; it has "
             + (", ".join(f"{size:#x}" for size in sorted(sizes)) or "none")
@@ -418,7 +451,7 @@ def _allocate_huge(length: int, huge_page: int) -> memoryview:
         raise errors.KernelError.from_call(
             error,
             f"{need} huge pages of {huge_page >> 10} KiB are needed, "
-            f"{(pool / 'free_hugepages').read_text().strip()} are free; as root, for the default "
+            f"{sysfs.read(pool / 'free_hugepages')} are free; as root, for the default "
             f"size: echo N > /proc/sys/vm/nr_hugepages, for this one: echo N > {pool}/nr_hugepages",
         ) from None
 

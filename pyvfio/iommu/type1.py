@@ -5,17 +5,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import resource
-from pathlib import Path
 
 from pyvfio import errors
+from pyvfio._sys import sysfs
 from pyvfio.abi import vfio
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
 from pyvfio.iommu.dma import Mapping
 from pyvfio.iommu.info import SpaceInfo, malformed, parse_type1_info
+from pyvfio.pci import paths
 
 _LARGEST_INFO = 1 << 20
-_ENTRY_LIMIT = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
+_ENTRY_LIMIT = "module/vfio_iommu_type1/parameters/dma_entry_limit"
 _CAP_IPC_LOCK = 14
 
 
@@ -115,15 +116,16 @@ def _explain(error: errors.KernelError, iova: int, size: int) -> errors.KernelEr
     if error.errno == errno.ENOMEM:
         return _no_memory(error, size)
     if error.errno == errno.ENOSPC:
+        switch = paths.SYSFS / _ENTRY_LIMIT
         try:
-            limit = _ENTRY_LIMIT.read_text().strip()
-        except OSError:
+            limit = sysfs.read(switch)
+        except errors.KernelError:
             limit = "its maximum of"
         return errors.MappingLimit.from_call(
             error,
             f"the container holds {limit} mappings, and the kernel allows no more: map fewer, "
             "larger pieces (alloc() serves many buffers from one mapping), or raise the limit for "
-            f"containers made from now on: echo N > {_ENTRY_LIMIT}",
+            f"containers made from now on: echo N > {switch}",
         )
     meaning = {
         errno.EEXIST: "something is mapped there already, not through this address space",
@@ -136,7 +138,8 @@ def _explain(error: errors.KernelError, iova: int, size: int) -> errors.KernelEr
 
 def _no_memory(error: errors.KernelError, size: int) -> errors.KernelError:
     """Tell the limit on locked memory from memory that is really exhausted."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = sysfs.read(paths.PROC / "self/status").splitlines()
+    status = dict(line.split(":", 1) for line in lines)
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     locked = int(status["VmLck"].split()[0]) << 10
     unlimited = limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) >> _CAP_IPC_LOCK & 1

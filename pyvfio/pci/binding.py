@@ -20,8 +20,9 @@ from pyvfio.pci.address import Address
 from pyvfio.pci.events import wait_until
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import is_vfio
-from pyvfio.pci.openable import no_iommu, noiommu_allowed
+from pyvfio.pci.openable import no_iommu
 from pyvfio.pci.usage import users, vfio_holders
+from pyvfio.pci.usage.holders import Holder
 
 _TIMEOUT = 10.0
 
@@ -66,7 +67,7 @@ def bind(
         was = record.Record(record.identity(function), found.driver, found.override, driver)
         try:
             record.save(function, was)
-            _switch(function, driver, timeout)
+            _switch(function, driver, timeout, again=f"pyvfio bind {function.address}")
             _set_override(function, was.override)
             if is_vfio(driver):
                 _await_node(function, timeout)
@@ -80,7 +81,8 @@ def unbind(address: Address | str, *, timeout: float = _TIMEOUT) -> bool:
     """Give a function back to the driver that it had before :func:`bind`, or to none.
 
     Args:
-        timeout: seconds to wait for another process that binds it or holds it open through VFIO.
+        timeout: seconds to wait for another process that binds it or holds it open through VFIO;
+            for this process there is no wait.
 
     Returns:
         True when it was given back; False when pyvfio did not bind it, and so leaves it alone.
@@ -88,7 +90,8 @@ def unbind(address: Address | str, *, timeout: float = _TIMEOUT) -> bool:
     Raises:
         DeviceNotFound: nothing is at that address.
         BindFailed: its driver refuses it; it can be tried again.
-        Busy: a process holds it open through VFIO, or is binding it.
+        Busy: a process holds it open through VFIO, or is binding it; this process may still hold
+            a view of a BAR. It stays bound and can be given back later.
         AccessDenied: only root may.
     """
     function = Function(address)
@@ -111,7 +114,7 @@ def bound(
     """A function bound to a driver within the context, and given back at its end.
 
     One that was bound to this driver before stays so. Arguments and errors are those of
-    :func:`bind`.
+    :func:`bind`; at its end those of :func:`unbind`, chained to what failed in the block.
     """
     was_bound = not bind(address, driver=driver, force=force, timeout=timeout)
     try:
@@ -148,7 +151,7 @@ def _check(function: Function, driver: str, *, force: bool) -> None:
                 f"{address} is a bridge; VFIO drives only endpoints, and a bridge that stays with "
                 "pcieport does not keep its group from them"
             )
-        if function.iommu_group is None and not noiommu_allowed():
+        if function.iommu_group is None:
             raise no_iommu(function)
     if not force and (found := users(function)):
         raise errors.DeviceInUse(
@@ -163,17 +166,17 @@ def _give_back(function: Function, was: record.Record, timeout: float) -> None:
     try:
         # Any other driver is one that somebody else has bound meanwhile.
         if function.driver in (None, was.target):
-            _switch(function, was.driver, timeout)
+            _switch(function, was.driver, timeout, again=f"pyvfio unbind {function.address}")
     finally:
         _set_override(function, override)
     record.forget(function)
 
 
-def _switch(function: Function, driver: str | None, timeout: float) -> None:
+def _switch(function: Function, driver: str | None, timeout: float, *, again: str) -> None:
     if driver is not None:
         modules.require(driver)
         _set_override(function, driver)
-    _detach(function, timeout)
+    _detach(function, timeout, again)
     if driver is not None:
         _attach(function, driver)
 
@@ -184,19 +187,32 @@ def _set_override(function: Function, driver: str | None) -> None:
         sysfs.write(function.sysfs / "driver_override", f"{driver or ''}\n")
 
 
-def _detach(function: Function, timeout: float) -> None:
+def _detach(function: Function, timeout: float, again: str) -> None:
     driver = function.driver
     if driver is None:
         return
     # The kernel would wait, uninterruptibly, for whoever holds it open.
-    if is_vfio(driver) and not wait_until(lambda: not vfio_holders(function), timeout):
-        raise errors.Busy(
-            errno.EBUSY,
-            "unbind",
-            str(function.sysfs),
-            f"{'; '.join(vfio_holders(function))}: close it first",
-        )
+    if is_vfio(driver) and (holders := _await_release(function, timeout)):
+        texts = "; ".join(holder.text for holder in holders)
+        raise errors.Busy(errno.EBUSY, "unbind", str(function.sysfs), f"{texts}, then `{again}`")
     sysfs.write(function.sysfs / "driver/unbind", str(function.address))
+
+
+def _await_release(function: Function, timeout: float) -> tuple[Holder, ...]:
+    """Wait until other processes let the function go; this one has nobody to wait for.
+
+    Returns:
+        Who holds it still.
+    """
+    holders: tuple[Holder, ...] = ()
+
+    def decided() -> bool:
+        nonlocal holders
+        holders = vfio_holders(function)
+        return not holders or any(holder.mine for holder in holders)
+
+    wait_until(decided, timeout)
+    return holders
 
 
 def _attach(function: Function, driver: str) -> None:

@@ -42,7 +42,7 @@ class IommuGroup:
     @property
     def path(self) -> str:
         """The node that VFIO offers for it, ``/dev/vfio/ID``."""
-        return str(paths.DEV / "vfio" / f"{'noiommu-' if self.is_noiommu else ''}{self.id}")
+        return str(paths.DEV / "vfio" / str(self.id))
 
     @property
     def members(self) -> tuple[Function, ...]:

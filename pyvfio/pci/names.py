@@ -10,7 +10,6 @@ from pyvfio.pci import paths
 
 # Debian and Fedora; Arch and others; update-pciids(8).
 _PLACES = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids", "usr/share/pci.ids")
-_LARGEST = 16 << 20
 
 # PCI Code and ID Assignment Specification, section 1: enough to read a list without pci.ids.
 _BASE_CLASSES = {
@@ -105,7 +104,7 @@ def class_name(code: int) -> str | None:
 def _system_ids() -> PciIds:
     for place in _PLACES:
         try:
-            return PciIds(sysfs.read_bytes(paths.ROOT / place, _LARGEST))
+            return PciIds(sysfs.read_bytes(paths.ROOT / place))
         except KernelError:
             continue
     return PciIds(b"")

@@ -6,8 +6,7 @@ import errno
 import os
 
 from pyvfio import errors
-from pyvfio._sys import sysfs
-from pyvfio.pci import modules, paths
+from pyvfio.pci import modules
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import IommuGroup, is_vfio
 
@@ -29,7 +28,7 @@ def check_openable(function: Function) -> IommuGroup:
     address, driver, group = function.address, function.driver, function.iommu_group
     if not function.sysfs.exists():
         Function(address)  # says so
-    if group is None and not noiommu_allowed():
+    if group is None or group.is_noiommu:
         raise no_iommu(function)
     if not is_vfio(driver):
         if not modules.is_registered("vfio-pci"):
@@ -41,8 +40,6 @@ def check_openable(function: Function) -> IommuGroup:
         raise errors.NotBound(
             f"{address} is bound to {holder}, not to vfio-pci: run `pyvfio bind {address}`"
         )
-    if group is None:
-        raise no_iommu(function)
     if not os.path.exists(group.path):
         raise errors.NoVfio(
             f"{group.path} does not exist although {address} is bound to {driver}: a container "
@@ -68,22 +65,11 @@ def check_openable(function: Function) -> IommuGroup:
     return group
 
 
-def noiommu_allowed() -> bool:
-    """Whether VFIO was told to do without an IOMMU."""
-    try:
-        return sysfs.read(paths.SYSFS / _NOIOMMU) == "Y"
-    except errors.KernelError:
-        return False
-
-
 def no_iommu(function: Function) -> errors.NoIommu:
-    """The error for a function without a group; says what to do."""
+    """The error for a function without an IOMMU; says what to do."""
     return errors.NoIommu(
         f"{function.address} is in no IOMMU group, so nothing would confine its DMA. Enable the "
         "IOMMU in the firmware (VT-d, AMD-Vi, SMMU) and in the kernel (intel_iommu=on on Intel; "
-        "it is on elsewhere unless iommu=off). A kernel with CONFIG_VFIO_NOIOMMU can do without, "
-        f"at your own risk: echo 1 > /sys/{_NOIOMMU}"
+        "it is on elsewhere unless iommu=off). pyvfio does not drive devices without one, whatever "
+        "enable_unsafe_noiommu_mode says"
     )
-
-
-_NOIOMMU = "module/vfio/parameters/enable_unsafe_noiommu_mode"

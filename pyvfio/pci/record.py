@@ -53,12 +53,25 @@ def identity(function: Function) -> str:
 
 
 def load(function: Function) -> Record | None:
-    """What is remembered of a function; None when nothing is."""
+    """What is remembered of a function; None when nothing is.
+
+    Raises:
+        BindFailed: the file is none of pyvfio's.
+    """
+    path = _path(function.address)
     try:
-        with open(_path(function.address), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             record = Record(**json.load(file))
+        if not all(value is None or isinstance(value, str) for value in record):
+            raise ValueError("values are texts or null")
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise errors.BindFailed(
+            f"{path} should tell which driver {function.address} had before, but is broken or from "
+            f"another version of pyvfio ({error}). Give the device back by hand, or leave it as it "
+            f"is, then remove the file: rm {path}"
+        ) from None
     return record if record.identity == identity(function) else None
 
 

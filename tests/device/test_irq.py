@@ -6,11 +6,14 @@ kernels by hwtests/.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import os
 import select
 import struct
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
-from pyvfio._sys import File, calls
+from pyvfio._sys import DeviceFile, calls
 from pyvfio.abi import vfio
+from pyvfio.device import Vector
 from pyvfio.device.irq import Irq, _runs
 
 MSIX = vfio.VFIO_PCI_MSIX_IRQ_INDEX
@@ -61,7 +65,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def make(
     count: int = 8, *, index: int = MSIX, flags: int = 0, siblings: list[Irq] | None = None
 ) -> Irq:
-    file = File(os.memfd_create("device"), "device")
+    file = DeviceFile(os.memfd_create("device"), "device")
     siblings = [] if siblings is None else siblings
     irq = Irq(file, index, "MSI-X", flags=flags, count=count, siblings=siblings)
     siblings.append(irq)
@@ -202,17 +206,70 @@ def test_masking_is_refused_where_the_kernel_cannot(kernel: Kernel) -> None:
     with pytest.raises(errors.Unsupported, match="cannot mask"):
         make().mask()
     intx = make(1, index=INTX, flags=vfio.VFIO_IRQ_INFO_MASKABLE)
-    intx.mask()
-    intx.unmask()
-    assert [call[0] for call in kernel.calls] == [
+    with pytest.raises(errors.StateError, match="not enabled"):
+        intx.mask()
+    with intx.enable():
+        intx.mask()
+        intx.unmask()
+    assert [call[0] for call in kernel.calls[1:-1]] == [
         vfio.VFIO_IRQ_SET_DATA_NONE | vfio.VFIO_IRQ_SET_ACTION_MASK,
         vfio.VFIO_IRQ_SET_DATA_NONE | vfio.VFIO_IRQ_SET_ACTION_UNMASK,
     ]
 
 
-def test_a_vector_counts_and_works_with_select_and_asyncio(kernel: Kernel) -> None:
-    import asyncio
+def test_eventfds_of_the_callers_stay_whatever_vectors_come_and_go(kernel: Kernel) -> None:
+    irq = make()
+    irq.signal(0, [77, None])
+    with pytest.raises(errors.StateError, match="vector 0 is already enabled"):
+        irq.enable(1)
+    irq.enable(1, start=2).close()
+    assert kernel.calls[-1] == (EVENTFD_TRIGGER, MSIX, 2, 1, (-1,))
+    with irq.enable(1, start=1), pytest.raises(errors.StateError, match="of its own"):
+        irq.signal(1, [78])
+    irq.trigger(0)
+    with pytest.raises(errors.StateError, match="vector 1 is not enabled"):
+        irq.trigger(0, 2)
+    irq.disable()
+    assert kernel.calls[-1][:4] == (NONE_TRIGGER, MSIX, 0, 0)
 
+
+def test_closing_a_vector_wakes_threads_and_tasks_that_wait_for_it(kernel: Kernel) -> None:
+    vectors = make().enable(2)
+    raised: list[Exception] = []
+
+    def wait(vector: Vector) -> None:
+        try:
+            vector.wait()
+        except errors.Closed as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=wait, args=(vectors[0],)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while vectors[0]._eventfd._waiting < 2:
+        time.sleep(0.001)
+
+    async def main() -> None:
+        task = asyncio.create_task(vectors[1].wait_async())
+        await asyncio.sleep(0.01)
+        vectors.close()
+        with pytest.raises(errors.Closed):
+            await asyncio.wait_for(task, 10)
+
+    asyncio.run(main())
+    for thread in threads:
+        thread.join(10)
+    assert len(raised) == 2
+
+
+@pytest.mark.parametrize("timeout", [3e6, float("inf"), 1e300])
+def test_a_very_long_timeout_is_no_timeout(kernel: Kernel, timeout: float) -> None:
+    with make().enable(1) as (vector,):
+        threading.Timer(0.01, os.eventfd_write, (vector.fileno(), 1)).start()
+        assert vector.wait(timeout) == 1
+
+
+def test_a_vector_counts_and_works_with_select_and_asyncio(kernel: Kernel) -> None:
     with make().enable(1) as (vector,):
         assert vector.take() == 0
         assert vector.wait(timeout=0) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
-from pyvfio._sys import File
+from pyvfio._sys import File, memory
 from pyvfio.abi import vfio
 from pyvfio.device import Area, Region
 
@@ -226,10 +228,72 @@ def test_a_child_does_not_inherit_the_mapping() -> None:
 
 
 def test_a_large_mapping_is_aligned_for_huge_pages() -> None:
-    from pyvfio._sys import memory
-
     with tempfile.TemporaryFile() as file:
         os.ftruncate(file.fileno(), 4 << 20)
         with File(os.dup(file.fileno()), "large") as device:
             view = memory.map_file(device, 0, 4 << 20, writable=True)
             assert memory.address_of(view) % (2 << 20) == 0
+
+
+def test_a_region_larger_than_the_hosts_memory_can_be_mapped() -> None:
+    fd = os.memfd_create("device")
+    os.ftruncate(fd, 1 << 40)
+    with File(fd, "device") as file:
+        view = memory.map_file(file, 0, 1 << 40, writable=True)
+        view[1 << 39] = 7
+        assert view[1 << 39] == 7
+
+
+def test_a_mapping_that_is_refused_leaves_no_addresses_behind() -> None:
+    with File(os.memfd_create("device"), "device") as file, open("/proc/self/maps") as maps:
+        before = len(maps.readlines())
+        for _ in range(50):
+            with pytest.raises(errors.KernelError, match="mmap on device"):
+                memory.map_file(file, 1, PAGE, writable=True)
+        maps.seek(0)
+        assert len(maps.readlines()) < before + 20
+
+
+def test_an_integer_of_another_library_is_an_integer() -> None:
+    numpy = pytest.importorskip("numpy")
+    region = make()
+    region.write32(0, numpy.uint32(5))
+    assert region.read32(0) == 5
+
+
+def test_more_registers_than_are_remembered() -> None:
+    region = make(8 * PAGE)
+    for offset in range(0, 8 * PAGE, 4):
+        region.write32(offset, offset)
+    assert [region.read32(offset) for offset in range(0, 8 * PAGE, 4)] == list(
+        range(0, 8 * PAGE, 4)
+    )
+
+
+def test_readers_never_touch_what_another_thread_switches_off() -> None:
+    """What would be SIGBUS on a device is here a fault on memory that was taken away."""
+    allowed = [True]
+    region = make(allowed=allowed)
+    done = threading.Event()
+    refusals = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                region.read32(8)
+            except errors.MemoryDisabled:
+                refusals.append(1)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(300):
+        allowed[0] = False
+        region.release()
+        assert not region._at32, "remembered after the release"
+        time.sleep(0)
+        assert not region._at32, "remembered while it may not be touched"
+        allowed[0] = True
+    done.set()
+    for reader in readers:
+        reader.join()

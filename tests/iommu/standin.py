@@ -44,7 +44,7 @@ class Kernel:
         group_ranges: {group: ranges} that shrink `ranges` while the group is in.
         available: mappings per container.
         unmap: what unmapping returns, instead of the size.
-        log: requests made, by name.
+        log: requests made, by name, and files closed: "close device".
     """
 
     def __init__(self) -> None:
@@ -87,6 +87,8 @@ class Kernel:
     def close(self, fd: int) -> None:
         os.close(fd)
         file = self.files.pop(fd, None)
+        if file is not None:
+            self.log.append(f"close {type(file).__name__[1:].lower()}")
         if isinstance(file, _Device):
             file.group.devices -= 1
             self._leave(file.group)

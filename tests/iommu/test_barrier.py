@@ -85,3 +85,13 @@ def test_where_executable_memory_is_refused_it_says_so(monkeypatch: pytest.Monke
     with pytest.raises(errors.Unsupported, match="executable memory"):
         fence()
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_descriptor_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(calls, "memfd_create", refuse)
+    with pytest.raises(errors.OpenFilesLimit, match="ulimit -n"):
+        fence()

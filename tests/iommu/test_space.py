@@ -4,7 +4,9 @@ import errno
 import mmap
 import os
 import resource
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 
 from pyvfio import errors
 from pyvfio.abi import vfio
-from pyvfio.iommu import Container, Group, IovaRange, Type1, group, type1
+from pyvfio.iommu import Container, Group, IovaRange, Type1
+from pyvfio.pci import paths
 
 from .standin import Kernel
 
@@ -50,12 +53,57 @@ def test_closing_the_space_closes_devices_first_then_mappings(
     file = space.open_device(function(1))
     space.alloc(4096)
     mapping = space.map(memory())
+    kernel.log.clear()
+    space.stop_with(file, lambda: kernel.log.append("stop"))
     space.close()
+    assert [what for what in kernel.log if what != "VFIO_IOMMU_GET_INFO"] == [
+        "stop",
+        "close device",
+        "VFIO_IOMMU_UNMAP_DMA",
+        "VFIO_IOMMU_UNMAP_DMA",
+        "close group",
+        "close container",
+    ]
     assert file.closed
     assert mapping.closed
     assert kernel.files == {}
     mapping.close()
     space.close_device(file)
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_who_closes_a_device_has_stopped_it(kernel: Kernel, function: Functions) -> None:
+    def stop() -> None:
+        raise AssertionError("called")
+
+    with Type1() as space:
+        file = space.open_device(function(1))
+        space.stop_with(file, stop)
+        kept = weakref.ref(stop)
+        del stop
+        space.close_device(file)
+        assert kept() is None
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_every_device_is_stopped_whatever_fails(kernel: Kernel, function: Functions) -> None:
+    space = Type1()
+    files = [space.open_device(function(n, f"0000:0{n}:00.0")) for n in (1, 2, 3)]
+    stopped = []
+
+    def stop(number: int) -> None:
+        stopped.append((number, [file.closed for file in files]))
+        raise errors.KernelError(errno.EIO, "pwrite", f"device {number}")
+
+    for number, file in enumerate(files):
+        space.stop_with(file, partial(stop, number))
+    space.close_device(files[2])
+    with pytest.raises(errors.KernelError, match="device 0"):
+        space.close()
+    assert stopped == [(1, [False, False, True]), (0, [False, False, True])]
+    assert kernel.files == {}
+    space.close()
+    assert len(stopped) == 2
 
 
 def test_devices_of_one_group_share_its_file(kernel: Kernel, function: Functions) -> None:
@@ -181,9 +229,23 @@ def test_a_container_that_is_set_up_already_is_taken_as_it_is(
     brought.set_container(container)
     container.set_iommu(vfio.VFIO_TYPE1v2_IOMMU)
     with Type1(container) as space:
-        space.attach(brought)
+        space.attach(brought, joined=True)
         space.open_device(function(3))
         assert kernel.count("VFIO_SET_IOMMU") == kernel.count("VFIO_GROUP_SET_CONTAINER") == 1
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["with an IOMMU", "empty"])
+def test_a_group_in_another_container_is_refused(
+    kernel: Kernel, function: Functions, ready: bool
+) -> None:
+    with Container.open() as elsewhere, Group.open(3) as group, Type1() as space:
+        group.set_container(elsewhere)
+        if ready:
+            space.open_device(function(1))
+        with pytest.raises(errors.KernelError, match="3 is in a container already") as caught:
+            space.attach(group)
+        assert caught.value.errno == errno.EINVAL
+        assert group not in space.groups
 
 
 @pytest.mark.parametrize(
@@ -423,6 +485,31 @@ def test_an_unmap_that_fails_does_not_stop_closing(kernel: Kernel, function: Fun
 
 
 @pytest.mark.usefixtures("no_leak")
+def test_after_an_unmap_that_fails_the_others_are_done(
+    kernel: Kernel, function: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = Type1()
+    file = space.open_device(function(1))
+    mappings = [space.map(memory()) for _ in range(4)]
+    real = kernel.vfio_iommu_unmap_dma
+    tried = []
+
+    def unmap(container: Any, arg: Any) -> None:
+        tried.append(arg.iova)
+        if arg.iova in (mappings[1].iova, mappings[2].iova):
+            raise OSError(errno.EIO if arg.iova == mappings[1].iova else errno.EFAULT, "injected")
+        real(container, arg)
+
+    monkeypatch.setattr(kernel, "vfio_iommu_unmap_dma", unmap)
+    with pytest.raises(errors.KernelError) as caught:
+        space.close_device(file)
+    assert caught.value.errno == errno.EIO  # the first
+    assert tried == [mapping.iova for mapping in mappings]
+    assert all(mapping.closed for mapping in mappings)
+    space.close()
+
+
+@pytest.mark.usefixtures("no_leak")
 def test_what_the_kernel_drops_itself_while_closing_is_no_failure(
     kernel: Kernel, function: Functions
 ) -> None:
@@ -449,15 +536,8 @@ def test_what_the_kernel_drops_itself_while_closing_is_no_failure(
         ("/dev/vfio/vfio", errno.EMFILE, errors.OpenFilesLimit, "ulimit -n"),
         ("/dev/vfio/1", errno.ENOENT, errors.NotBound, "bind one"),
         ("/dev/vfio/1", errno.EACCES, errors.AccessDenied, "chown USER /dev/vfio/1"),
-        ("/dev/vfio/1", errno.EBUSY, errors.Busy, "fuser -v /dev/vfio/1"),
+        ("/dev/vfio/1", errno.EBUSY, errors.Busy, "holds /dev/vfio/1 open: close it"),
         ("/dev/vfio/1", errno.EMFILE, errors.OpenFilesLimit, "ulimit -n"),
-        (
-            "VFIO_GROUP_SET_CONTAINER",
-            errno.EPERM,
-            errors.NoInterruptRemapping,
-            "allow_unsafe_interrupts",
-        ),
-        ("VFIO_SET_IOMMU", errno.EPERM, errors.NoInterruptRemapping, "allow_unsafe_interrupts"),
         ("VFIO_GROUP_GET_DEVICE_FD", errno.EBUSY, errors.Busy, "close it there"),
         ("VFIO_GROUP_GET_DEVICE_FD", errno.EACCES, errors.AccessDenied, "token"),
         ("VFIO_GROUP_GET_DEVICE_FD", errno.ENODEV, errors.DeviceGone, "removed"),
@@ -489,11 +569,93 @@ def test_a_group_that_is_not_viable_is_refused(kernel: Kernel, function: Functio
         space.open_device(function(1))
 
 
-def test_the_process_that_has_a_group_open_is_named(tmp_path: Path) -> None:
-    busy = tmp_path / "busy"
-    with busy.open("w"):
-        assert f"process {os.getpid()} (" in group._who_has(str(busy))
-        assert "this process" in group._who_has(str(busy))
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], object]:
+    """A host without anything in /sys and /proc; host("sys/...", text) puts a file there."""
+    monkeypatch.setattr(paths, "SYSFS", tmp_path / "sys")
+    monkeypatch.setattr(paths, "PROC", tmp_path / "proc")
+
+    def write(path: str, text: str) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    return write
+
+
+UNSAFE = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+RESERVED = "sys/kernel/iommu_groups/1/reserved_regions"
+RMRR = "0x00000000000e8000 0x00000000000e8fff direct\n0x00000000fee00000 0x00000000feefffff msi\n"
+USB = "0x00000000000e8000 0x00000000000e8fff direct-relaxable\n"
+
+
+@pytest.mark.usefixtures("no_leak")
+@pytest.mark.parametrize("request_", ["VFIO_GROUP_SET_CONTAINER", "VFIO_SET_IOMMU"])
+@pytest.mark.parametrize(
+    ("number", "unsafe", "reserved", "kind", "says", "not_says"),
+    [
+        (errno.EPERM, "N\n", USB, errors.NoInterruptRemapping, UNSAFE, "firmware keeps"),
+        (errno.EPERM, "Y\n", "", errors.KernelError, "EPERM", UNSAFE),
+        (errno.EPERM, None, "", errors.KernelError, "EPERM", UNSAFE),
+        (errno.EPERM, "N\n", RMRR, errors.KernelError, "0x00000000000e8000-0x", UNSAFE),
+        (errno.EINVAL, "N\n", RMRR, errors.KernelError, "RMRR", UNSAFE),
+        (errno.EINVAL, "N\n", USB, errors.KernelError, "EINVAL", "firmware keeps"),
+        (errno.EIO, "N\n", RMRR, errors.KernelError, "EIO", "firmware keeps"),
+    ],
+    ids=["remapping", "guard down", "no module", "RMRR", "RMRR at 6.x", "mapped", "other"],
+)
+def test_why_dma_is_refused_is_told_by_what_the_host_shows(
+    kernel: Kernel,
+    function: Functions,
+    host: Callable[[str, str], object],
+    request_: str,
+    number: int,
+    unsafe: str | None,
+    reserved: str,
+    kind: type[errors.KernelError],
+    says: str,
+    not_says: str,
+) -> None:
+    if unsafe is not None:
+        host(UNSAFE, unsafe)
+    host(RESERVED, reserved)
+    kernel.fail[request_] = number
+    with pytest.raises(errors.KernelError) as caught, Type1() as space:
+        space.open_device(function(1))
+    assert type(caught.value) is kind
+    assert says in str(caught.value)
+    assert not_says not in str(caught.value)
+    assert (caught.value.errno, caught.value.call) == (number, request_)
+    assert kernel.files == {}
+
+
+def test_a_host_driver_that_comes_at_the_last_moment_is_told(
+    kernel: Kernel,
+    function: Functions,
+    host: Callable[[str, str], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host(UNSAFE, "N\n")
+
+    def claimed(group: Any, arg: Any) -> None:
+        kernel.viable = False
+        raise OSError(errno.EPERM, "owned")
+
+    monkeypatch.setattr(kernel, "vfio_group_set_container", claimed)
+    with pytest.raises(errors.GroupNotViable, match="iommu_groups/1/devices"), Type1() as space:
+        space.open_device(function(1))
+
+
+def test_the_process_that_has_a_group_open_is_named(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / str(os.getpid()) / "fd"
+    files.mkdir(parents=True)
+    (files / "7").symlink_to("/dev/vfio/1")
+    monkeypatch.setattr(paths, "PROC", tmp_path)
+    kernel.fail["/dev/vfio/1"] = errno.EBUSY
+    with pytest.raises(errors.Busy, match=r"this process holds /dev/vfio/1 open.* only once"):
+        Group.open(1)
 
 
 @pytest.mark.parametrize(
@@ -516,19 +678,6 @@ def test_a_map_that_is_refused_says_what_to_do(
     assert caught.value.call == "VFIO_IOMMU_MAP_DMA"
 
 
-class _Status:
-    """Stands for /proc/self/status."""
-
-    def __init__(self, locked: int, capabilities: int) -> None:
-        self.text = f"VmLck:\t{locked >> 10} kB\nCapEff:\t{capabilities:016x}\n"
-
-    def __call__(self, path: str) -> _Status:
-        return self
-
-    def read_text(self) -> str:
-        return self.text
-
-
 @pytest.mark.parametrize(
     ("limit", "locked", "capabilities", "is_limit"),
     [
@@ -542,6 +691,7 @@ class _Status:
 def test_the_limit_on_locked_memory_is_told_from_exhausted_memory(
     space: Type1,
     kernel: Kernel,
+    host: Callable[[str, str], object],
     monkeypatch: pytest.MonkeyPatch,
     limit: int,
     locked: int,
@@ -550,7 +700,7 @@ def test_the_limit_on_locked_memory_is_told_from_exhausted_memory(
 ) -> None:
     kernel.fail["VFIO_IOMMU_MAP_DMA"] = errno.ENOMEM
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
-    monkeypatch.setattr(type1, "Path", _Status(locked, capabilities))
+    host("proc/self/status", f"VmLck:\t{locked >> 10} kB\nCapEff:\t{capabilities:016x}\n")
     with pytest.raises(errors.KernelError) as caught:
         space.map(memory(2))
     assert isinstance(caught.value, errors.LockedMemoryLimit) == is_limit
@@ -570,7 +720,8 @@ def test_in_a_forked_child_the_space_is_closed_and_the_parent_untouched(
     space = Type1()
     file = space.open_device(function(1))
     buffer, large, mapping = space.alloc(4096), space.alloc(4 << 20), space.map(memory())
-    calls = len(kernel.log)
+    requests = len(kernel.log)
+    space.stop_with(file, lambda: kernel.log.append("stop"))
     child = os.fork()
     if child == 0:
         status = 1
@@ -592,9 +743,10 @@ def test_in_a_forked_child_the_space_is_closed_and_the_parent_untouched(
             buffer.close()
             large.close()
             mapping.close()
-            space.close_device(file)
             space.close()
-            assert len(kernel.log) == calls
+            space.close_device(file)
+            made = kernel.log[requests:]
+            assert all(what.startswith("close ") for what in made), made
             status = 0
         finally:
             os._exit(status)

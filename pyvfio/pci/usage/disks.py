@@ -109,10 +109,13 @@ def _shares(here: Path) -> Iterator[str]:
 def _mounts() -> list[_Mount]:
     """What is mounted, from proc_pid_mountinfo(5)."""
     mounts = []
-    for line in sysfs.read(paths.PROC / "self/mountinfo").splitlines():
+    for line in sysfs.read(paths.PROC / "self/mountinfo").split("\n"):
         fields, _, rest = line.partition(" - ")
-        number, _root, point = fields.split(" ")[2:5]
-        kind, source = rest.split(" ")[:2]
+        try:
+            number, _root, point = fields.split(" ")[2:5]
+            kind, source = rest.split(" ")[:2]
+        except ValueError:
+            continue  # no line of the kernel's
         mounts.append(_Mount(number, _unescape(point), kind, _unescape(source)))
     return mounts
 

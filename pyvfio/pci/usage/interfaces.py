@@ -22,6 +22,8 @@ _RTM_GETADDR = 22
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 
+_ADDRESS_SIZES = {socket.AF_INET: 4, socket.AF_INET6: 16}
+
 _nlmsghdr = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ifaddrmsg = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _rtattr = struct.Struct("=HH")  # length, type
@@ -73,8 +75,12 @@ def _parse(message: bytes) -> tuple[int, str]:
         length, kind = _rtattr.unpack_from(rest)
         attributes[kind] = rest[_rtattr.size : length]
         rest = rest[max(_aligned(length), _rtattr.size) :]
+    if family not in _ADDRESS_SIZES:
+        return index, f"an address of family {family}"
     # On a point-to-point link IFA_ADDRESS is the other end.
-    raw = attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS]
+    raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
+    if len(raw) != _ADDRESS_SIZES[family]:
+        return index, "an address"
     return index, f"{socket.inet_ntop(family, raw)}/{prefix}"
 
 

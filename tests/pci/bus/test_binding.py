@@ -11,6 +11,8 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -253,6 +255,7 @@ def test_a_bridge_is_refused(tree: Tree, core: DriverCore) -> None:
 
 def test_no_iommu(tree: Tree, core: DriverCore) -> None:
     tree.function(driver="e1000e")
+    tree.write(tree.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
     with pytest.raises(errors.NoIommu):
         bind(ADDRESS)
     assert core.writes == []
@@ -293,22 +296,91 @@ def test_the_node_appears_late(tree: Tree, core: DriverCore) -> None:
     maker.join()
 
 
-def test_open_through_vfio(tree: Tree, core: DriverCore, monkeypatch: pytest.MonkeyPatch) -> None:
-    function = tree.function(driver="e1000e", group=3)
-    bind(ADDRESS)
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Has group 3 open, as the kernel says, until called."""
+    real = calls.open
 
     def busy(path: str, flags: int) -> int:
         if path.endswith("vfio/3"):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        return os.open(path, flags)
+        return real(path, flags)
 
     monkeypatch.setattr(calls, "open", busy)
-    with pytest.raises(errors.Busy, match=r"vfio/3 open: close it first"):
+    return lambda: monkeypatch.setattr(calls, "open", real)
+
+
+def test_open_through_vfio(tree: Tree, core: DriverCore, held: Callable[[], None]) -> None:
+    function = tree.function(driver="e1000e", group=3)
+    bind(ADDRESS)
+    with pytest.raises(errors.Busy, match=rf"vfio/3 open: close it, then `pyvfio unbind {ADDRESS}"):
         unbind(ADDRESS, timeout=0.2)
     assert state(function) == ("vfio-pci", None)
-    monkeypatch.setattr(calls, "open", os.open)
+    held()
     assert unbind(ADDRESS) is True
     assert state(function) == ("e1000e", None)
+
+
+MAPS = "7f4652bfa000-7f4652cfa000 rw-s 00000000 00:10 47        anon_inode:[vfio-device]\n"
+VIEW = (
+    r"this process still holds a view of a BAR: let it go \(del it\), "
+    f"then `pyvfio unbind {ADDRESS}`"
+)
+
+
+def no_wait(*arguments: object) -> None:
+    raise AssertionError("waits, although only this process could end it")
+
+
+def test_a_view_kept_by_this_process(
+    tree: Tree, core: DriverCore, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = tree.function(driver="e1000e", group=3)
+    tree.write(tree.proc / str(os.getpid()) / "maps", MAPS)
+    monkeypatch.setattr(time, "sleep", no_wait)
+    with pytest.raises(errors.Busy, match=VIEW), bound(ADDRESS):
+        pass
+    assert state(function) == ("vfio-pci", None)
+    assert records() == [RECORD]
+    held()
+    assert unbind(ADDRESS) is True
+    assert state(function) == ("e1000e", None)
+
+
+def test_what_failed_in_the_block_is_told_with_the_view_it_kept(
+    tree: Tree, core: DriverCore, held: Callable[[], None]
+) -> None:
+    tree.function(driver="e1000e", group=3)
+    tree.write(tree.proc / str(os.getpid()) / "maps", MAPS)
+    with pytest.raises(errors.Busy, match=VIEW) as caught, bound(ADDRESS):
+        raise KeyError("in the block")
+    told = "".join(traceback.format_exception(caught.value))
+    assert told.index("KeyError: 'in the block'") < told.index("this process still holds")
+
+
+def test_a_view_kept_by_another_process_is_waited_for(
+    tree: Tree, core: DriverCore, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.function(driver="e1000e", group=3)
+    bind(ADDRESS)
+    maps = tree.write(tree.proc / "4711/maps", MAPS)
+    tree.write(tree.proc / "4711/comm", "python3\n")
+    with pytest.raises(errors.Busy, match=r"process 4711 \(python3\) still holds.*perhaps of this"):
+        unbind(ADDRESS, timeout=0)
+
+    def let_go(seconds: float) -> None:
+        maps.unlink()
+        held()
+
+    monkeypatch.setattr(time, "sleep", let_go)
+    assert unbind(ADDRESS) is True
+
+
+def test_views_of_other_devices_are_in_nobodys_way(tree: Tree, core: DriverCore) -> None:
+    tree.function(driver="e1000e", group=3)
+    tree.write(tree.proc / str(os.getpid()) / "maps", MAPS)
+    bind(ADDRESS)
+    assert unbind(ADDRESS) is True
 
 
 def test_another_process_is_binding(tree: Tree, core: DriverCore) -> None:
@@ -354,6 +426,33 @@ def test_a_record_of_another_device_or_boot_is_void(
         (function.sysfs / "device").write_text("0x1533\n")
     assert unbind(ADDRESS) is False
     assert state(function) == ("vfio-pci", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        "\xff",
+        '{"identity": "x", "driver": null, "override": null, "target": "vfio-pci", "new": 1}',
+        '{"identity": "x"}',
+        '{"identity": "x", "driver": 7, "override": null, "target": "vfio-pci"}',
+    ],
+)
+def test_a_broken_record_is_named_and_touches_nothing(
+    tree: Tree, core: DriverCore, text: str
+) -> None:
+    function = tree.function(driver="e1000e", group=3)
+    bind(ADDRESS)
+    path = paths.RECORDS / RECORD
+    path.write_text(text, encoding="latin-1")
+    for action in (unbind, bind):
+        with pytest.raises(errors.BindFailed, match=rf"{path} .*rm {path}"):
+            action(ADDRESS)
+    assert state(function) == ("vfio-pci", None)
+    path.unlink()
+    assert unbind(ADDRESS) is False
 
 
 def test_the_record_is_written_first_and_is_for_root_alone(tree: Tree, core: DriverCore) -> None:

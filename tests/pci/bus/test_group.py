@@ -43,4 +43,3 @@ def test_the_node_of_a_group(tree: Tree) -> None:
     assert group.path == f"{tree.dev}/vfio/3"
     tree.write(tree.sys / "kernel/iommu_groups/3/name", "vfio-noiommu\n")
     assert group.is_noiommu
-    assert group.path == f"{tree.dev}/vfio/noiommu-3"

@@ -28,15 +28,16 @@ def test_unplugged(tree: Tree) -> None:
 
 
 def test_no_iommu(tree: Tree) -> None:
-    with pytest.raises(errors.NoIommu, match=r"firmware.*intel_iommu=on.*noiommu"):
+    with pytest.raises(errors.NoIommu, match=r"firmware.*intel_iommu=on.*does not drive"):
         check_openable(tree.function(driver="e1000e"))
 
 
-def test_without_an_iommu_by_leave(tree: Tree) -> None:
-    tree.write(tree.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
-    tree.driver("vfio-pci")
-    with pytest.raises(errors.NotBound):
-        check_openable(tree.function(driver="e1000e"))
+def test_a_group_that_vfio_made_up_without_an_iommu_is_not_driven(tree: Tree) -> None:
+    function = tree.function(driver="vfio-pci", group=3)
+    tree.write(tree.sys / "kernel/iommu_groups/3/name", "vfio-noiommu\n")
+    with pytest.raises(errors.NoIommu, match="pyvfio does not drive") as caught:
+        check_openable(function)
+    assert "echo" not in str(caught.value)
 
 
 def test_the_modules_are_absent(tree: Tree) -> None:

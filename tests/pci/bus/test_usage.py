@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,23 @@ def test_a_multipath_nvme_disk(tree: Tree) -> None:
     assert users(tree.function("0000:02:00.0", driver="nvme")) == ()
 
 
+@pytest.mark.parametrize("broken", ["", "x", "1 2 3 4 5 - ext4", "1 2 - ext4 /dev/sda rw", "\x85"])
+def test_a_line_of_mountinfo_that_makes_no_sense_is_skipped(tree: Tree, broken: str) -> None:
+    function = tree.function(driver="nvme")
+    tree.child(function, "block", "nvme/nvme0/nvme0n1", dev="259:0")
+    mount(tree, broken, "28 1 259:0 / /mnt/a\u2028b rw - ext4 /dev/nvme0n1 rw", broken)
+    assert users(function) == ("disk nvme0n1 is mounted on /mnt/a\u2028b",)
+
+
+def test_the_last_of_very_many_mounts_counts(tree: Tree) -> None:
+    function = tree.function(driver="nvme")
+    tree.child(function, "block", "nvme/nvme0/nvme0n1", dev="259:0")
+    others = [f"{n} 1 0:{n} / /mnt/{n} rw - tmpfs tmpfs rw,size={'1' * 50}" for n in range(2000)]
+    mount(tree, *others, "28 1 259:0 / /last rw - ext4 /dev/nvme0n1 rw")
+    assert (tree.proc / "self/mountinfo").stat().st_size > 180 << 10
+    assert users(function) == ("disk nvme0n1 is mounted on /last",)
+
+
 def test_a_share(tree: Tree) -> None:
     function = tree.function(driver="virtio-pci")
     tree.write(function.sysfs / "virtio3/mount_tag", "checkout\0")
@@ -153,6 +171,29 @@ def test_network_interface(tree: Tree) -> None:
     assert users(function) == (f"network interface eth0 is up with {', '.join(addresses)}",)
     (eth0 / "flags").write_text("0x1002\n")
     assert users(function) == ()
+
+
+def address_message(family: int, *attributes: tuple[int, bytes]) -> bytes:
+    """An RTM_NEWADDR for interface 2, prefix length 8."""
+    body = struct.pack("=BBBBI", family, 8, 0, 0, 2)
+    for kind, value in attributes:
+        body += struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (address_message(socket.AF_INET, (1, b"\x0a\0\0\2"), (2, b"\x0a\0\0\1")), "10.0.0.1/8"),
+        (address_message(socket.AF_INET6, (1, b"\0" * 15 + b"\1")), "::1/8"),
+        (address_message(45, (2, b"\x08")), "an address of family 45"),  # MCTP
+        (address_message(socket.AF_INET), "an address"),
+        (address_message(socket.AF_INET6, (1, b"\1")), "an address"),
+    ],
+    ids=["v4", "v6", "another family", "none", "cut off"],
+)
+def test_an_address_of_any_family_is_named(message: bytes, said: str) -> None:
+    assert interfaces._parse(message) == (2, said)
 
 
 def test_a_port_of_a_bridge(tree: Tree) -> None:
@@ -215,9 +256,7 @@ def test_who_holds_it_open_through_vfio(tree: Tree, monkeypatch: pytest.MonkeyPa
     assert vfio_holders(function) == ()
     node = tree.dev / "vfio/3"
     with node.open():
-        assert vfio_holders(function) == (
-            f"this process ({Path('/proc/self/comm').read_text().strip()}) holds {node} open",
-        )
+        assert vfio_holders(function) == ((True, f"this process holds {node} open: close it"),)
     code = "import sys; node = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, node],
@@ -227,7 +266,8 @@ def test_who_holds_it_open_through_vfio(tree: Tree, monkeypatch: pytest.MonkeyPa
         assert process.stdout is not None
         process.stdout.readline()
         (holder,) = vfio_holders(function)
-        assert holder.startswith(f"process {process.pid} (")
+        assert not holder.mine
+        assert holder.text.startswith(f"process {process.pid} (")
         process.communicate()
 
     def busy(path: str, flags: int) -> int:
@@ -236,7 +276,9 @@ def test_who_holds_it_open_through_vfio(tree: Tree, monkeypatch: pytest.MonkeyPa
         return os.open(path, flags)
 
     monkeypatch.setattr(calls, "open", busy)
-    assert vfio_holders(function) == (f"a process that does not show its files holds {node} open",)
+    assert vfio_holders(function) == (
+        (False, f"a process that does not show its files holds {node} open: close it"),
+    )
 
 
 def test_the_disk_with_the_root_file_system_is_in_use() -> None:
