@@ -20,7 +20,8 @@ The device is bound to vfio-pci for the run and then given back to the driver it
 Ctrl-C. One that the host is using (a mounted disk, a network interface with an address) is refused
 unless --force is given. The tests reset the device, map memory for it and trigger its interrupts;
 they write to no medium. A report holds the device's config space (with its serial number, if it has
-one there), what lspci says, and the kernel's messages during the tests.
+one there), what lspci says, its IOMMU group, the host's board, processor and kernel command line,
+and the kernel's messages during the tests.
 
 exit status: 0 all tests passed or were skipped, 1 a test failed, 2 interrupted or wrong arguments,
 4 the device cannot be had: absent, in use, not bound, no permission.
@@ -57,13 +58,20 @@ def main(arguments: list[str]) -> int:
     # To end as Ctrl-C does, with the device given back.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    if not any(Path(argument.partition("::")[0]).exists() for argument in rest):
+    if not any(_is_test(argument) for argument in rest):
         rest = [str(_HERE), *rest]
     # First the path: pytest looks there for what knows the other options.
     return int(pytest.main([*rest, *ours]))
 
 
 _HERE = Path(__file__).parent
+
+
+def _is_test(argument: str) -> bool:
+    """Whether it names a file or folder of this suite, and no option's value."""
+    path = Path(argument.partition("::")[0])
+    return path.exists() and path.resolve().is_relative_to(_HERE)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,6 @@ Without --device everything is skipped.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,15 +15,16 @@ import pytest
 
 import pyvfio
 from hwtests import machine
+from hwtests.bench import ON_BENCH
 from hwtests.kernel_log import KernelLog
 from hwtests.report import Report
 from pyvfio import errors
 from pyvfio.device import Device, Irq
-from pyvfio.pci import Function, bound, functions, users
+from pyvfio.pci import Function, bound, functions
 from pyvfio.pci.group import is_vfio
+from pyvfio.pci.usage import vfio_holders
 
 HERE = Path(__file__).parent
-ON_BENCH = "PYVFIO_BENCH" in os.environ
 
 # What is about the host and its drivers is asked for by its own path.
 collect_ignore = ["host"]
@@ -135,17 +135,21 @@ def irq(request: pytest.FixtureRequest, device: Device) -> Irq:
     return irq
 
 
+# pci-testdev and e1000e: two, so that one is another than the device under test.
+_OF_THE_BENCH = ((0x1B36, 0x0005), (0x8086, 0x10D3))
+
+
 @pytest.fixture
 def other(function: Function) -> Iterator[Function]:
-    """A second device, of another group: one that vfio-pci has; on the bench, any."""
+    """A second device, of another group: one that vfio-pci has and nobody holds."""
     for candidate in functions():
         group = candidate.iommu_group
         if group is None or group == function.iommu_group or candidate.is_bridge:
             continue
-        if is_vfio(candidate.driver):
+        if is_vfio(candidate.driver) and not vfio_holders(candidate):
             yield candidate
             return
-        if ON_BENCH and candidate.driver in (None, "nvme", "e1000e") and not users(candidate):
+        if ON_BENCH and (candidate.vendor_id, candidate.device_id) in _OF_THE_BENCH:
             with bound(candidate.address):
                 yield candidate
             return

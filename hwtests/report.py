@@ -27,6 +27,13 @@ class Report:
         self._config = config
         self._began = time.time()
         self._results: dict[str, dict[str, Any]] = {}
+        path: Path | None = config.getoption("report")
+        if path is not None:
+            # Found out now, not after the device was at work for minutes.
+            try:
+                path.touch()
+            except OSError as error:
+                raise pytest.UsageError(f"--report: {error}") from None
         self.device: dict[str, Any] = {}
         self.kernel_log: list[str] = []
 

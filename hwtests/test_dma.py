@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pyvfio
+from hwtests.bench import changes_the_host
 from hwtests.child import NOBODY, in_child
 from hwtests.holdings import Holdings
 from pyvfio import errors
@@ -170,6 +171,7 @@ def test_numpy_sees_the_buffer_itself(device: Device) -> None:
     assert array[5] == 5
 
 
+@changes_the_host
 def test_as_many_mappings_as_the_kernel_allows(function: Function) -> None:
     limit = 4
     with setting(ENTRY_LIMIT, limit), pyvfio.open(function) as device:
@@ -183,6 +185,7 @@ def test_as_many_mappings_as_the_kernel_allows(function: Function) -> None:
         device.dma.map(memory[limit])
 
 
+@changes_the_host
 def test_locked_memory_limit_of_an_ordinary_user(function: Function) -> None:
     group = function.iommu_group
     assert group is not None
@@ -204,6 +207,7 @@ def test_locked_memory_limit_of_an_ordinary_user(function: Function) -> None:
         os.chown(group.path, owner, -1)
 
 
+@changes_the_host
 def test_huge_pages(device: Device) -> None:
     before = int(HUGE_PAGES.read_text())
     with setting(HUGE_PAGES, before + 2):

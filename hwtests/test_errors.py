@@ -9,6 +9,7 @@ import resource
 import pytest
 
 import pyvfio
+from hwtests.bench import changes_the_host
 from hwtests.child import NOBODY, in_child
 from hwtests.holdings import Holdings
 from pyvfio import errors
@@ -55,6 +56,7 @@ def test_a_user_without_permission(function: Function) -> None:
     in_child(work, user=NOBODY)
 
 
+@changes_the_host
 def test_a_user_who_was_given_the_group(function: Function) -> None:
     group = function.iommu_group
     assert group is not None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from pyvfio import errors
 from pyvfio.device import Device
+
+WAIT = 60.0
 
 
 def test_readers_are_refused_while_another_thread_switches_memory_decoding_off(
@@ -28,18 +31,23 @@ def test_readers_are_refused_while_another_thread_switches_memory_decoding_off(
             except errors.MemoryDisabled as error:
                 refused.append(error)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for _ in range(50):
-        device.memory_decoding = False
-        with pytest.raises(errors.MemoryDisabled):
-            bar.read32(0)
-        device.memory_decoding = True
-    done.set()
+    switched = 0
+    try:
+        deadline = time.monotonic() + WAIT
+        while (switched < 50 or not refused) and time.monotonic() < deadline:
+            device.memory_decoding = False
+            with pytest.raises(errors.MemoryDisabled):
+                bar.read32(0)
+            device.memory_decoding = True
+            switched += 1
+    finally:
+        done.set()
     for reader in readers:
-        reader.join()
-    assert refused, "the readers never met it"
+        reader.join(WAIT)
+    assert refused, f"the readers never met it in {switched} times"
     assert bar.read32(0) == before
 
 
@@ -54,8 +62,8 @@ def test_a_thread_that_waits_is_told_when_the_device_is_closed(device: Device) -
         except errors.Closed as error:
             told.append(error)
 
-    waiter = threading.Thread(target=wait)
+    waiter = threading.Thread(target=wait, daemon=True)
     waiter.start()
     device.close()
-    waiter.join(30)
+    waiter.join(WAIT)
     assert told

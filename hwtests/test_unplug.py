@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyvfio
-from hwtests.conftest import ON_BENCH
+from hwtests.bench import ON_BENCH
 from hwtests.holdings import Holdings
 from pyvfio import errors
 from pyvfio.pci import Function, bind

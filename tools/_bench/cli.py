@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except machine.TimeLimit as error:
         say(f"error: {error}")
         return TIME_LIMIT_STATUS
-    except BenchError as error:
+    except (BenchError, OSError, subprocess.CalledProcessError) as error:
         say(f"error: {error}")
         return FAILED_STATUS
     except KeyboardInterrupt:

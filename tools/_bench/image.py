@@ -85,10 +85,6 @@ class Image:
     def initrd(self) -> Path:
         return self.directory / "initrd"
 
-    @property
-    def kernel_release(self) -> str:
-        return (self.directory / "release").read_text()
-
 
 def cache_directory() -> Path:
     """Where everything that can be made again is kept, outside the checkout."""
@@ -101,7 +97,8 @@ def recipe(profile: Profile) -> str:
     digest = hashlib.sha256()
     parts = (SUITE, profile.architecture, profile.kernel_package, profile.modules)
     digest.update(json.dumps(parts).encode())
-    sources = (Path(__file__), Path(cpio.__file__), *(GUEST / name for name in GUEST_FILES))
+    modules = (__file__, cpio.__file__, debian.__file__)
+    sources = (*map(Path, modules), *(GUEST / name for name in GUEST_FILES))
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]

@@ -121,11 +121,11 @@ def qemu_arguments(
     cpu = profile.kvm_cpu if options.accelerator == "kvm" else profile.tcg_cpu
     serial, p9 = profile.channel_bus
     arguments = [profile.qemu, *cpu]
-    arguments += [word.format(scratch=run / "scratch") for word in profile.machine]
+    arguments += [word.format(scratch=_escaped(run / "scratch")) for word in profile.machine]
     arguments += ["-display", "none", "-no-reboot", "-no-user-config"]
     arguments += ["-kernel", str(options.kernel), "-initrd", str(options.initrd)]
     arguments += ["-append", f"{profile.kernel_arguments} {options.kernel_arguments}".strip()]
-    arguments += ["-chardev", f"file,id=console,path={run / 'console'}", "-serial"]
+    arguments += ["-chardev", f"file,id=console,path={_escaped(run / 'console')}", "-serial"]
     arguments += ["chardev:console", "-device", f"virtio-serial-pci,id=bench,{serial}"]
     for name, descriptor in sockets.items():
         arguments += ["-chardev", f"socket,id={name},fd={descriptor}"]

@@ -65,9 +65,11 @@ def _interrupts(irq: Irq) -> None:
         irq.trigger(0, wanted)
         arrived = sum(vector.wait(10) for vector in vectors)
         took = time.perf_counter() - start
+    if arrived != wanted:
+        raise errors.StateError(f"{arrived} of {wanted} {irq.name} interrupts arrived")
     _say(
         "interrupts",
-        f"{irq.name} has {irq.count}; {wanted} fired by loopback, {arrived} arrived, "
+        f"{irq.name} has {irq.count}; {wanted} fired by loopback, all arrived, "
         f"{took * 1e6:,.0f} us",
     )
 

@@ -10,7 +10,8 @@
 set -euo pipefail
 
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-export PYVFIO_CACHE=${PYVFIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pyvfio}
+HOME=${HOME:-$(getent passwd "$EUID" | cut -d: -f6)} # not set where systemd starts us
+export HOME PYVFIO_CACHE=${PYVFIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pyvfio}
 # An ordinary user's PATH on Debian lacks these; depmod and modprobe are there.
 export PATH=$PATH:/usr/sbin:/sbin
 export PYTHONPATH=$CHECKOUT${PYTHONPATH:+:$PYTHONPATH}
@@ -31,8 +32,10 @@ need_packages() {
     command -v apt-get >/dev/null ||
         die "needs ${missing[*]}, and this is not a Debian machine: install what they hold by hand"
     if ((EUID != 0)); then
-        as_root=(sudo -n)
-        sudo -n true 2>/dev/null || die "needs packages that only root can install. Run, then try again:
+        # Where somebody can type, sudo may ask for the password.
+        as_root=(sudo)
+        [[ -t 0 && -t 2 ]] || as_root+=(-n)
+        "${as_root[@]}" true || die "needs packages that only root can install. Run, then try again:
     sudo apt-get update && sudo apt-get install --no-install-recommends ${missing[*]}"
     fi
     say "Installing Debian packages: ${missing[*]}"
@@ -51,8 +54,10 @@ has_modules() {
 import importlib.util
 import sys
 
-# The parent package may itself be absent, which find_spec reports by raising.
-sys.exit(not all(importlib.util.find_spec(module) for module in sys.argv[1:]))
+# The parent package may itself be absent, which find_spec reports by raising. A folder that only
+# happens to have the name has no origin.
+specs = [importlib.util.find_spec(module) for module in sys.argv[1:]]
+sys.exit(sys.version_info < (3, 10) or not all(spec and spec.origin for spec in specs))
 PYTHON
 }
 

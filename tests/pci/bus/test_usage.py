@@ -155,8 +155,8 @@ def test_the_last_of_very_many_mounts_counts(tree: Tree) -> None:
 def test_a_share(tree: Tree) -> None:
     function = tree.function(driver="virtio-pci")
     tree.write(function.sysfs / "virtio3/mount_tag", "checkout\0")
-    mount(tree, "28 1 0:40 / /work rw - 9p checkout rw")
-    assert users(function) == ("share checkout is mounted on /work",)
+    mount(tree, "28 1 0:40 / /srv/checkout rw - 9p checkout rw")
+    assert users(function) == ("share checkout is mounted on /srv/checkout",)
 
 
 def test_network_interface(tree: Tree) -> None:
