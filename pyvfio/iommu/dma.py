@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections import deque
-from collections.abc import Callable
 from sys import getrefcount
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +36,7 @@ _LARGEST_ARENA = 16 << 20
 LARGEST_BLOCK = _ARENA // 2
 """Bytes; a larger buffer is a mapping of its own."""
 
-_ZEROS = memoryview(bytes(LARGEST_BLOCK))
+_ZEROS = bytes(LARGEST_BLOCK)
 
 
 class Mapping:
@@ -103,17 +102,14 @@ class DmaBuffer:
         size: bytes.
     """
 
-    __slots__ = ("_held", "_release", "_view", "iova", "size")
+    __slots__ = ("_lease", "_view", "iova", "size")
 
-    def __init__(
-        self, iova: int, size: int, view: memoryview, held: Any, release: Callable[[Any], object]
-    ) -> None:
-        """For :meth:`AddressSpace.alloc`; ``release(held)`` gives it back."""
-        self.iova = iova
+    def __init__(self, lease: Lease, size: int, view: memoryview) -> None:
+        """For :meth:`AddressSpace.alloc`."""
+        self.iova = lease[0]
         self.size = size
         self._view: memoryview | None = view
-        self._held = held
-        self._release: Callable[[Any], object] | None = release
+        self._lease: Lease | None = lease
 
     @property
     def view(self) -> memoryview:
@@ -131,7 +127,7 @@ class DmaBuffer:
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._release is None
+        return self._lease is None
 
     def close(self) -> None:
         """Give it back; closing again does nothing. The device must be done with it.
@@ -139,11 +135,19 @@ class DmaBuffer:
         Its memory is used again once nobody holds a view of it. A buffer larger than 1 MiB, or of
         huge pages, is unmapped at once.
         """
-        release = self._release
-        if release is not None:
-            held = self._held
-            self._release = self._view = self._held = None
-            release(held)
+        # Written out, since a call costs as much as all the rest.
+        lease = self._lease
+        if lease is not None:
+            self._lease = self._view = None
+            if getrefcount(lease[1]) == _VIEW_IDLE and getrefcount(lease[2]) == _ORIGIN_IDLE:
+                bin = lease[3]
+                free = bin.free
+                free.append(lease)
+                if len(free) > bin.keep:
+                    bin.trim()
+            else:
+                block: Any = lease.view.obj
+                block.closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -158,6 +162,22 @@ class DmaBuffer:
 
     def __repr__(self) -> str:
         return f"<DmaBuffer iova={self.iova:#x} size={self.size:#x}{' closed' * self.closed}>"
+
+
+class MappedBuffer(DmaBuffer):
+    """A buffer that is a mapping of its own, unmapped when it is closed."""
+
+    __slots__ = ("_mapping",)
+
+    def __init__(self, mapping: Mapping, size: int, view: memoryview) -> None:
+        """For :meth:`AddressSpace.alloc`."""
+        super().__init__(Lease(mapping.iova, view, view, None), size, view)
+        self._mapping = mapping
+
+    def close(self) -> None:
+        """Unmap it; closing again does nothing. The device must be done with it."""
+        self._lease = self._view = None
+        self._mapping.close()
 
 
 class Place(NamedTuple):
@@ -192,19 +212,21 @@ class Lease(NamedTuple):
         iova: its first byte for the device.
         view: its bytes; `view.obj` is the block.
         origin: what the view and all slices and casts of it hold (CPython's "managed buffer").
+        bin: where it goes when it is given back.
     """
 
     iova: int
     view: memoryview
     origin: object
+    bin: Any
 
     @classmethod
-    def of(cls, iova: int, view: memoryview) -> Lease:
+    def of(cls, iova: int, view: memoryview, bin: Bin | None) -> Lease:
         (origin,) = gc.get_referents(view)
-        return cls(iova, view, origin)
+        return cls(iova, view, origin, bin)
 
 
-_idle = Lease.of(0, memoryview(bytearray(1)))
+_idle = Lease.of(0, memoryview(bytearray(1)), None)
 # How often view and origin are referred to when nobody uses them.
 _VIEW_IDLE = getrefcount(_idle[1])
 _ORIGIN_IDLE = getrefcount(_idle[2])
@@ -229,19 +251,19 @@ class Bin:
     Attributes:
         size: bytes of a block.
         free: those ready to be used.
+        keep: more free ones than this make the pool give memory back to the host.
+        trim: makes it do so.
         zeros: as many zeros as a block has bytes.
-        release: ``release(lease)`` ends the use of one; a bound method, made once.
     """
 
-    __slots__ = ("_keep", "_kind", "_pool", "free", "release", "size", "zeros")
+    __slots__ = ("_kind", "free", "keep", "size", "trim", "zeros")
 
     def __init__(self, pool: Pool, size: int) -> None:
         self.size = size
         self.free: list[Lease] | deque[Lease] = []
         self.zeros = _ZEROS[:size]
-        self.release: Callable[[Lease], None] = self._release
-        self._pool = pool
-        self._keep = max(_ARENA // size, 1)
+        self.keep = max(_ARENA // size, 1)
+        self.trim = pool.trim
         self._kind: Any = type(
             "Block",
             (_Block, ctypes.Array),
@@ -252,21 +274,11 @@ class Bin:
         """Make a block ready to be used."""
         block = self._kind.from_address(place.address)
         block.place = place
-        return Lease.of(place.iova, memoryview(block).cast("B"))
+        return Lease.of(place.iova, memoryview(block).cast("B"), self)
 
     def abandon(self) -> None:
         """The mapping is gone: let each block's memory go as its last view goes."""
         self.free = deque(maxlen=0)
-
-    def _release(self, lease: Lease) -> None:
-        if getrefcount(lease[1]) == _VIEW_IDLE and getrefcount(lease[2]) == _ORIGIN_IDLE:
-            free = self.free
-            free.append(lease)
-            if len(free) > self._keep:
-                self._pool.trim()
-        else:
-            block: Any = lease.view.obj
-            block.closed = True
 
 
 class Pool:

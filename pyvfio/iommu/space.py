@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio._sys import File, memory, sysfs
-from pyvfio.iommu.dma import GRAIN, LARGEST_BLOCK, DmaBuffer, Mapping, Pool
+from pyvfio.iommu.dma import GRAIN, LARGEST_BLOCK, DmaBuffer, MappedBuffer, Mapping, Pool
 from pyvfio.iommu.info import SpaceInfo
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
 from pyvfio.pci import paths
@@ -228,7 +228,7 @@ class AddressSpace(ABC):
         view[:] = bin.zeros
         if size != bin.size:
             view = view[:size]
-        return DmaBuffer(lease[0], size, view, lease, bin.release)
+        return DmaBuffer(lease, size, view)
 
     def stop_with(self, file: File, stop: Callable[[], None]) -> None:
         """Say how to silence an open device, for when the space is closed before it.
@@ -425,7 +425,7 @@ class AddressSpace(ABC):
         else:
             view = _allocate_huge(length, huge_page)
         mapping = self._map_memory(view, align=max(align, page), max_iova=max_iova)
-        return DmaBuffer(mapping.iova, size, view[:size], mapping, Mapping.close)
+        return MappedBuffer(mapping, size, view[:size])
 
 
 def _default_huge_page() -> int:
