@@ -341,4 +341,4 @@ TestPooling.settings = settings(max_examples=25, stateful_step_count=20, deadlin
 
 def test_zeros_are_zeros() -> None:
     """Buffers are zeroed from a constant that nobody can have written."""
-    assert dma._ZEROS == bytes(dma.LARGEST_BLOCK)
+    assert bytes(dma.LARGEST_BLOCK) == dma._ZEROS
