@@ -6,11 +6,11 @@ import errno
 import os
 import warnings
 import weakref
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio._sys import calls
+from pyvfio._sys.closing import Closing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,7 +27,7 @@ def refused(error: OSError, call: str, path: str) -> errors.KernelError:
     return errors.KernelError(number, call, path)
 
 
-class File:
+class File(Closing):
     """A file descriptor and the one right to close it.
 
     After a fork the child's copy is closed at once, so that a child never keeps a device open; what
@@ -139,17 +139,6 @@ class File:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             calls.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:

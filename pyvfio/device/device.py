@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio._sys import File
+from pyvfio._sys.closing import Closing
 from pyvfio.abi import pci_regs, vfio
 from pyvfio.device import info
 from pyvfio.device.config import ConfigRegion, LiveConfig
@@ -19,9 +18,6 @@ from pyvfio.device.region import Region
 from pyvfio.iommu import AddressSpace, Type1
 from pyvfio.pci import Address, Function
 from pyvfio.pci.config import Command, ConfigSpace
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _NOBODY = 0xFFFF  # what a vendor ID reads where nothing answers
 
@@ -90,7 +86,7 @@ def open(
     return device
 
 
-class Device:
+class Device(Closing):
     """An opened device.
 
     Made by :func:`open`, closed by :meth:`close` or by leaving the ``with`` block: interrupts are
@@ -228,17 +224,6 @@ class Device:
             KernelError: a step failed; the steps after it were done all the same.
         """
         self._cleanup.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __bool__(self) -> bool:
         return not self.closed

@@ -6,16 +6,13 @@ import ctypes
 import errno
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 from pyvfio import errors
 from pyvfio._sys import EventFd, File
+from pyvfio._sys.closing import Closing
 from pyvfio.abi import vfio
 from pyvfio.device.vector import Vector
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _NO_EVENTFD = -1
 _HEADER_SIZE = ctypes.sizeof(vfio.vfio_irq_set)
@@ -31,7 +28,7 @@ _EXCLUSIVE = {
 }
 
 
-class Vectors(Sequence[Vector]):
+class Vectors(Closing, Sequence[Vector]):
     """The vectors that one call of :meth:`Irq.enable` enabled; leaving the block disables them."""
 
     __slots__ = ("_irq", "_vectors")
@@ -59,17 +56,6 @@ class Vectors(Sequence[Vector]):
             KernelError: the kernel refused; the eventfds are closed all the same.
         """
         self._irq._release([vector for vector in self._vectors if vector.enabled])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{self._irq.name} {list(self._vectors)}>"

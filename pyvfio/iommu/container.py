@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio._sys import File
+from pyvfio._sys.closing import Closing
 from pyvfio.abi import vfio
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PATH = "/dev/vfio/vfio"
 
 
-class Container:
+class Container(Closing):
     """An open container.
 
     Attributes:
@@ -88,17 +88,6 @@ class Container:
     def close(self) -> None:
         """Close it; the kernel undoes its mappings once no device is open any more."""
         self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Container {'closed' if self.file.closed else f'fd={self.file.fileno()}'}>"

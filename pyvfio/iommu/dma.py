@@ -16,16 +16,14 @@ import ctypes
 import gc
 from collections import deque
 from sys import getrefcount
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyvfio import errors
 from pyvfio._sys import memory
+from pyvfio._sys.closing import Closing
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from pyvfio.iommu.space import AddressSpace
 
 GRAIN = 64
@@ -39,7 +37,7 @@ LARGEST_BLOCK = _ARENA // 2
 _ZEROS = bytes(LARGEST_BLOCK)
 
 
-class Mapping:
+class Mapping(Closing):
     """Memory of the caller's that devices reach, until :meth:`close`.
 
     Made by :meth:`AddressSpace.map`. The memory is kept alive until then, even if the Mapping
@@ -77,22 +75,11 @@ class Mapping:
         """It is unmapped: let the memory go."""
         self._space = self._memory = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<Mapping iova={self.iova:#x} size={self.size:#x}{' closed' * self.closed}>"
 
 
-class DmaBuffer:
+class DmaBuffer(Closing):
     """Memory that devices and this process share, until :meth:`close`.
 
     Made by :meth:`AddressSpace.alloc`, zeroed.
@@ -148,17 +135,6 @@ class DmaBuffer:
             else:
                 block: Any = lease.view.obj
                 block.closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<DmaBuffer iova={self.iova:#x} size={self.size:#x}{' closed' * self.closed}>"

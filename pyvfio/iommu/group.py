@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio._sys import DeviceFile, File, sysfs
+from pyvfio._sys.closing import Closing
 from pyvfio.abi import vfio
 from pyvfio.iommu.container import Container
 from pyvfio.pci import paths
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _UNSAFE = "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
 
 
-class Group:
+class Group(Closing):
     """An open group. The kernel lets a group be opened only once at a time.
 
     Attributes:
@@ -169,17 +169,6 @@ class Group:
     def close(self) -> None:
         """Close it: it leaves its container as soon as none of its devices is open any more."""
         self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Group {self.id}{' closed' if self.file.closed else ''}>"

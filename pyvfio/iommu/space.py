@@ -8,19 +8,17 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio._sys import File, memory, sysfs
+from pyvfio._sys.closing import Closing
 from pyvfio.iommu.dma import GRAIN, LARGEST_BLOCK, DmaBuffer, MappedBuffer, Mapping, Pool
 from pyvfio.iommu.info import SpaceInfo
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
 from pyvfio.pci import paths
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from pyvfio.pci import Function
 
 _LOW = 1 << 32
@@ -29,7 +27,7 @@ _LOW = 1 << 32
 _SUPERPAGE = 2 << 20
 
 
-class AddressSpace(ABC):
+class AddressSpace(Closing, ABC):
     """Where devices may do DMA, and where not.
 
     Devices opened in one space see the same memory at the same addresses. A device must be open in
@@ -254,17 +252,6 @@ class AddressSpace(ABC):
             for file, stop in tuple(self._stops.items()):
                 if not file.closed:
                     steps.callback(stop)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # For implementations, mappings and the pool.
 
