@@ -126,6 +126,12 @@ class GuestMsixTable(MsixTable):
         for position, word in enumerate(words):
             self._memory[index * ENTRY_SIZE // 4 + position] = word
 
+    def unmasked(self) -> list[int]:
+        """The numbers of the entries whose mask bit is clear."""
+        controls = self._memory[pci_regs.PCI_MSIX_ENTRY_VECTOR_CTRL // 4 :: ENTRY_SIZE // 4]
+        masked = pci_regs.PCI_MSIX_ENTRY_CTRL_MASKBIT
+        return [number for number, control in enumerate(controls) if not control & masked]
+
     def reset(self) -> None:
         """Every entry zero and masked."""
         for index in range(len(self)):
