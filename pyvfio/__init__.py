@@ -7,7 +7,8 @@
 
 Rooms, from the ground up: :mod:`pyvfio.abi` (the kernel's structures and numbers),
 :mod:`pyvfio.pci` (the bus), :mod:`pyvfio.iommu` (address spaces and DMA), :mod:`pyvfio.device` (an
-opened device), :mod:`pyvfio.errors` (everything that is raised).
+opened device), :mod:`pyvfio.kvm` (VMs and their interrupts), :mod:`pyvfio.irqroute` (a device's
+interrupts forwarded to a VM), :mod:`pyvfio.errors` (everything that is raised).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pyvfio import drivers as drivers
     from pyvfio import errors as errors
     from pyvfio import iommu as iommu
+    from pyvfio import irqroute as irqroute
+    from pyvfio import kvm as kvm
     from pyvfio import pci as pci
     from pyvfio.device import Device, open
     from pyvfio.errors import Error
@@ -42,7 +45,7 @@ __all__ = [
     "open",
 ]
 
-_ROOMS = ("device", "drivers", "errors", "iommu", "pci")
+_ROOMS = ("device", "drivers", "errors", "iommu", "irqroute", "kvm", "pci")
 _HOME = {
     "Address": "pci",
     "AddressSpace": "iommu",
