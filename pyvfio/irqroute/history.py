@@ -27,7 +27,7 @@ class Dummy(Enum):
     NULL_IS_NOOP = "its message is NULL, and adding a NULL message does nothing"
     ROUTED = "it is routed and bound with the message that stands in the table"
     GUARDED = "its message is NULL, and the caller adds nothing then"
-    NONE = "there is none: MSI-X is enabled with vector 0 and no eventfd"
+    NONE = "none, MSI-X is enabled with vector 0 and no eventfd"
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def _irqfd(argument: bytes, names: Mapping[int, str]) -> tuple[str, dict[str, An
     arguments = {"eventfd": name, "gsi": gsi, "deassign": away}
     if flags & kvm.KVM_IRQFD_FLAG_RESAMPLE:
         arguments["resample"] = names.get(resample, f"fd{resample}")
-    return f"I{'-' if away else '+'}({name},{_gsi(gsi)})", arguments
+    return f"I{'-' if away else '+'}({name},{gsi_text(gsi)})", arguments
 
 
 def _set_gsi_routing(argument: bytes, names: Mapping[int, str]) -> tuple[str, dict[str, Any]]:
@@ -164,8 +164,8 @@ def _set_gsi_routing(argument: bytes, names: Mapping[int, str]) -> tuple[str, di
     return f"G{{{shown}}}", arguments
 
 
-def _gsi(gsi: int) -> str:
-    # Those of a table are small and counted; those computed from a message are read as it is.
+def gsi_text(gsi: int) -> str:
+    """A GSI as people read it: of a table by its number, of a message as it is written there."""
     return str(gsi) if gsi < _ROUTES else f"{gsi:#x}"
 
 

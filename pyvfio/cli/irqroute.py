@@ -1,0 +1,263 @@
+"""`pyvfio irqroute replay`: a device's MSI-X under each of QEMU's policies for the dummy vector."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvfio import errors
+from pyvfio.cli import common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pyvfio.replay import DevicePart, Life, MachinePart
+
+_VARIANTS = ("before", "d1f6af6", "d1f6af6-rebind", "patched", "today")
+_ORDERS = ("table-first", "enable-first")
+
+_EPILOG = """\
+policies, by what becomes of the dummy vector with which QEMU told VFIO that MSI-X is enabled:
+  before          (d1f6af6^)   its message is NULL, and adding a NULL message does nothing
+  d1f6af6         (v2.7.0)     it is routed and bound by the message that stands in the table
+  d1f6af6-rebind               the same, with an update that really rebinds: no QEMU had it
+  patched         (6d17a018)   the caller adds nothing for a NULL message
+  today           (5ebffa4e87) there is no dummy: MSI-X is enabled with vector 0 and no eventfd
+
+mappings:
+  routed          x86: GSIs are looked up in a table of routes; on this host's /dev/kvm
+  direct          POWER8: the GSI is computed from the message; on x86 no kernel is behind it, so
+                  it is modelled, and says so
+
+The device is modelled unless --device names one: then VFIO is real too, the interrupts are fired by
+its loopback, and the device is reset. Every verdict is read from what arrived; the controls say
+whether that can be believed.
+
+exit codes: 0 replayed, whatever the verdicts; 1 a control failed; the others as of pyvfio.
+
+examples:
+  pyvfio irqroute replay
+  pyvfio irqroute replay --policy d1f6af6 --policy patched --mapping routed --vectors 64
+  pyvfio irqroute replay --device 0000:02:00.0 --svg replay.svg
+  pyvfio irqroute replay --json
+"""
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    group = commands.add_parser(
+        "irqroute",
+        help="interrupts forwarded to KVM: replay what QEMU did",
+        description="A device's interrupts, forwarded to KVM.",
+        epilog="example:\n  pyvfio irqroute replay",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = group.add_subparsers(required=True, metavar="replay")
+    parser = verbs.add_parser(
+        "replay",
+        help="the life of a device's MSI-X under each policy for the dummy vector",
+        description="Replay, ioctl by ioctl, the life of a device's MSI-X (enable, unmask, mask, "
+        "move, disable, a reset that wipes the table, enable again) under each policy, and tell "
+        "which interrupts arrive.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--policy",
+        action="append",
+        choices=_VARIANTS,
+        help="one of those below; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--mapping",
+        choices=("routed", "direct", "both"),
+        default="both",
+        help="from message to GSI (default: both)",
+    )
+    parser.add_argument(
+        "--vectors", type=int, default=2, metavar="N", help="how many are used (default: 2)"
+    )
+    parser.add_argument(
+        "--order",
+        choices=_ORDERS,
+        default=_ORDERS[0],
+        help="what the guest does first: fill the table, as Linux did in 2016, or set MSI-X "
+        "enable, as it does since about 5.14 (default: table-first)",
+    )
+    parser.add_argument(
+        "--keep-table", action="store_true", help="let the table survive the reset: a counterproof"
+    )
+    device = parser.add_argument(
+        "--device", metavar="BDF", help="a device bound to vfio-pci, with MSI-X; it is reset"
+    )
+    device.completer = common.addresses  # type: ignore[attr-defined]
+    parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the sequences, too")
+    common.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from pyvfio.replay import svg
+
+    if options.vectors < 1:
+        raise errors.ArgumentError(f"--vectors is at least 1, not {options.vectors}")
+    if options.svg is not None and not options.svg.absolute().parent.is_dir():
+        raise errors.ArgumentError(f"--svg {options.svg}: there is no such folder")
+    with _device(options) as device, common.progress("Replaying") as progress:
+        stages = [lives for lives in _replay(options, device, progress) if lives]
+    lives = [life for stage in stages for life in stage]
+    if options.svg is not None:
+        title = f"MSI-X through a reset, with {lives[0].device}"
+        options.svg.write_text(svg(title, lives), encoding="utf-8")
+    if options.json:
+        common.print_json([_plain(life) for life in lives])
+    else:
+        console = common.console(width=160)
+        for stage in stages:
+            _show(console, stage)
+        _legend(console)
+        if options.svg is not None:
+            console.print(f"[dim]drawn: {options.svg}")
+    return 0 if all(control.passed for life in lives for control in life.controls) else 1
+
+
+@contextlib.contextmanager
+def _device(options: argparse.Namespace) -> Iterator[Callable[[], DevicePart]]:
+    """A device for each life: the host's, opened once, or modelled ones."""
+    from pyvfio.replay import HostDevice, ModelledDevice
+
+    if options.device is None:
+        yield lambda: ModelledDevice(options.vectors)
+        return
+    import pyvfio
+
+    with pyvfio.open(common.function(options.device)) as device:
+        yield lambda: HostDevice(device)
+
+
+def _replay(
+    options: argparse.Namespace,
+    device: Callable[[], DevicePart],
+    progress: Callable[[str], None],
+) -> Iterator[list[Life]]:
+    from pyvfio.replay import VARIANTS, ApicMachine, ModelledDirectMachine, live
+
+    machines: list[Callable[[int], MachinePart]] = []
+    if options.mapping != "direct":
+        machines.append(ApicMachine)
+    if options.mapping != "routed":
+        machines.append(ModelledDirectMachine)
+    for make in machines:
+        lives: list[Life] = []
+        for name in options.policy or _VARIANTS:
+            variant = VARIANTS[name]
+            if variant.rebinding and make is ApicMachine:
+                continue  # an update of a route always rebinds
+            with device() as part, make(options.vectors) as machine:
+                life = live(
+                    variant,
+                    part,
+                    machine,
+                    options.vectors,
+                    order=options.order,
+                    keep_table=options.keep_table,
+                    progress=_prefixed(progress, f"{machine.mapping}, {name}: "),
+                )
+                lives.append(life)
+        yield lives
+
+
+def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda step: progress(prefix + step)
+
+
+def _plain(life: Life) -> dict[str, Any]:
+    """A life in JSON's types."""
+    from pyvfio.replay import judge
+
+    plain = dataclasses.asdict(life)
+    del plain["labels"]
+    plain["policy"] = plain.pop("variant")["name"]
+    plain["commit"] = life.variant.policy.commit
+    plain["ioctls"] = life.ioctls
+    for step, written in zip(life.steps, plain["steps"], strict=True):
+        if step.probe is not None:
+            written["probe"]["lost"] = step.probe.lost
+    return {**plain, "verdict": dataclasses.asdict(judge(life))}
+
+
+def _show(console: Console, lives: list[Life]) -> None:
+    first = lives[0]
+    console.print(f"[bold]{first.machine}[/]")
+    for half, where in (("KVM", first.kvm), ("VFIO", first.vfio)):
+        style = "bold yellow" if where == "modelled" else "green"
+        console.print(f"  {half}: [{style}]{where}[/]", end="")
+    console.print(f"  device: {first.device}\n")
+    console.print(_sequences(lives))
+    console.print(_verdicts(lives))
+    for number, control in enumerate(first.controls):
+        passed = all(life.controls[number].passed for life in lives)
+        mark = "[green]✓[/]" if passed else "[bold red]FAILED[/]"
+        console.print(f"  {mark} control: {control.name} [dim](seen: {control.seen})[/]")
+    console.print()
+
+
+def _sequences(lives: list[Life]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from pyvfio.replay.wording import calls, summary
+
+    table = Table(show_lines=True, header_style="bold", expand=False)
+    table.add_column("step")
+    for life in lives:
+        table.add_column(f"{life.variant.name}\n[dim]{life.variant.policy.commit}[/]")
+    for number, step in enumerate(lives[0].steps):
+        cells = []
+        for life in lives:
+            theirs = life.steps[number]
+            text = Text("\n".join(calls(theirs.events, life.labels)))
+            seen = summary(theirs)
+            if seen and theirs.probe is not None:
+                lost, strays = theirs.probe.lost, theirs.probe.strays
+                style = "bold red" if lost else "yellow" if strays else "green"
+                text.append(("\n" if text else "") + f"→ {seen}", style)
+            cells.append(text)
+        table.add_row(Text(step.name, "bold"), *cells)
+    return table
+
+
+def _verdicts(lives: list[Life]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from pyvfio.replay import judge
+    from pyvfio.replay.wording import gsis
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for column in ("policy", "verdict", "ioctls", "bound at the end", "why"):
+        table.add_column(column, justify="right" if column == "ioctls" else "left")
+    for life in lives:
+        verdict = judge(life)
+        what = Text("all arrive", "green") if verdict.healthy else Text("LOST", "bold red")
+        table.add_row(
+            life.variant.name,
+            what,
+            str(life.ioctls),
+            Text(gsis(life.steps[-1].gsis)),
+            Text(verdict.why),
+        )
+    return table
+
+
+def _legend(console: Console) -> None:
+    from rich.text import Text
+
+    from pyvfio.replay.wording import LEGEND
+
+    for symbol, meaning in LEGEND:
+        console.print(Text(f"  {symbol:12} {meaning}", "dim"))
