@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ def _replay(
     from pyvfio.replay import VARIANTS, ApicMachine, ModelledDirectMachine, live
 
     machines: list[Callable[[int], MachinePart]] = []
-    if options.mapping != "direct":
+    if options.mapping == "routed" or (options.mapping == "both" and _kvm_is_here()):
         machines.append(ApicMachine)
     if options.mapping != "routed":
         machines.append(ModelledDirectMachine)
@@ -169,6 +170,18 @@ def _replay(
                 )
                 lives.append(life)
         yield lives
+
+
+def _kvm_is_here() -> bool:
+    """Whether KVM can be had; if not, what is left can be replayed all the same."""
+    from pyvfio import kvm
+
+    try:
+        kvm.System().close()
+    except (errors.NoKvm, errors.AccessDenied) as error:
+        print(f"pyvfio: the routed mapping is left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:

@@ -7,7 +7,7 @@ is what was seen: the ioctls as the kernel got them, and the interrupts as the V
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -122,11 +122,13 @@ class Control:
         name: what was tried.
         passed: whether it came out so.
         seen: what was seen.
+        events: the ioctls that it took.
     """
 
     name: str
     passed: bool
     seen: str
+    events: tuple[Event, ...]
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,9 @@ class Life:
         vectors: how many the device used.
         order: the guest's, at the first enabling.
         kept_table: the reset left the table as it was, which no reset does: a counterfactual.
+        controls: tried first, with the same VM.
         steps: of it.
-        controls: tried with the same VM.
+        closing: the ioctls with which all was given back.
         labels: what messages are called: "m0", and "m0'" after moving.
     """
 
@@ -156,8 +159,9 @@ class Life:
     vectors: int
     order: str
     kept_table: bool
-    steps: tuple[Step, ...]
     controls: tuple[Control, ...]
+    steps: tuple[Step, ...]
+    closing: tuple[Event, ...]
     labels: Mapping[MsiMessage, str] = field(repr=False)
 
     @property
@@ -239,16 +243,18 @@ class _Life:
         names = self._forwarder.paths.names
         with ExitStack() as stack:
             stack.enter_context(self._device.known_to(self._machine.vm))
-            stack.enter_context(self._forwarder)
-            controls = tuple(self._controls())
-            for part in (self._device, self._machine):
-                file = part.irq.file if isinstance(part, DevicePart) else part.file
-                stack.enter_context(self._trace.watching(file, names=names, modelled=part.modelled))
-            self._enable()
-            self._mask_and_move()
-            self._disable()
-            self._reset()
-            self._enable_again()
+            for file, modelled in (
+                (self._device.irq.file, self._device.modelled),
+                (self._machine.file, self._machine.modelled),
+            ):
+                stack.enter_context(self._trace.watching(file, names=names, modelled=modelled))
+            with self._forwarder:
+                controls = (self._control_that_arrives(), self._control_that_does_not())
+                self._enable()
+                self._mask_and_move()
+                self._disable()
+                self._reset()
+                self._enable_again()
         return Life(
             self._variant,
             self._machine.mapping,
@@ -259,8 +265,9 @@ class _Life:
             len(self._vectors),
             self._order,
             self._keep_table,
-            tuple(self._steps),
             controls,
+            tuple(self._steps),
+            tuple(self._trace.take()),
             self._labels,
         )
 
@@ -374,35 +381,38 @@ class _Life:
             tuple(sorted(message for message in arrived if message not in by_message)),
         )
 
-    def _controls(self) -> Iterator[Control]:
-        """Two irqfds of one's own: one that must arrive, one that must not."""
+    def _control_that_arrives(self) -> Control:
         machine = self._machine
         message = machine.message(0)
-        (gsi,) = gsis = machine.gsis(TODAY).add([message])
+        mapping = machine.gsis(TODAY)
+        (gsi,) = gsis = mapping.add([message])
         with EventFd("control") as eventfd, machine.vm.irqfds.assign(eventfd, gsi):
             eventfd.signal()
             arrived = machine.arrivals({message})
-            yield Control(
-                f"an irqfd on GSI {gsi_text(gsi)}, which leads to {message}, arrives",
-                arrived == {message},
-                _list(arrived),
-            )
-        machine.gsis(TODAY).remove(gsis)
-        dead = machine.dead_gsi()
-        with EventFd("control") as eventfd, machine.vm.irqfds.assign(eventfd, dead):
+        mapping.remove(gsis)
+        return self._control(
+            f"an irqfd on GSI {gsi_text(gsi)}, which leads to {message}, arrives",
+            arrived == {message},
+            arrived,
+        )
+
+    def _control_that_does_not(self) -> Control:
+        machine = self._machine
+        gsi = machine.dead_gsi()
+        with EventFd("control") as eventfd, machine.vm.irqfds.assign(eventfd, gsi):
             eventfd.signal()
             # Waited for as long as for what does arrive.
-            arrived = machine.arrivals({message})
-            yield Control(
-                f"an irqfd on GSI {gsi_text(dead)}, which leads nowhere, is accepted and drops",
-                not arrived,
-                _list(arrived),
-            )
+            arrived = machine.arrivals({machine.message(0)})
+        return self._control(
+            f"an irqfd on GSI {gsi_text(gsi)}, which leads nowhere, is accepted and drops",
+            not arrived,
+            arrived,
+        )
+
+    def _control(self, name: str, passed: bool, arrived: Set[MsiMessage]) -> Control:
+        seen = ", ".join(map(str, sorted(arrived))) or "nothing"
+        return Control(name, passed, seen, tuple(self._trace.take()))
 
 
 def _kernel(modelled: bool) -> str:
     return "modelled" if modelled else f"Linux {os.uname().release}"
-
-
-def _list(messages: frozenset[MsiMessage]) -> str:
-    return ", ".join(map(str, sorted(messages))) or "nothing"

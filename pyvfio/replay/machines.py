@@ -19,9 +19,6 @@ from pyvfio.irqroute.model import ModelledVm
 from pyvfio.irqroute.paths import Machine
 from pyvfio.kvm import VM, MsiMessage
 
-_PATIENCE = 0.2
-"""How long what should arrive is waited for, seconds; the kernel injects at once."""
-
 
 class MachinePart(Closing):
     """The VM of a replay.
@@ -34,6 +31,7 @@ class MachinePart(Closing):
         file: on which its ioctls are made.
         retargets: the guest moves an interrupt by giving it another message. Where it is False the
             interrupt controller moves it, and the message stays.
+        patience: how long what should arrive is waited for, seconds.
     """
 
     mapping: str
@@ -42,6 +40,7 @@ class MachinePart(Closing):
     vm: Machine
     file: File
     retargets: bool
+    patience = 0.2  # the kernel injects at once, or soon after from a worker
 
     @abstractmethod
     def message(self, vector: int, *, moved: bool = False) -> MsiMessage:
@@ -71,7 +70,7 @@ class MachinePart(Closing):
 
     def arrivals(self, expected: Set[MsiMessage]) -> frozenset[MsiMessage]:
         """What arrives, given what should: it is waited for, not for ever."""
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + self.patience
         arrived = self.take()
         while not expected <= arrived and time.monotonic() < end:
             time.sleep(0.001)
@@ -142,6 +141,7 @@ class ModelledDirectMachine(MachinePart):
     title = "POWER8: GSI computed from the message"
     modelled = True
     retargets = False  # ibm,set-xive moves an interrupt
+    patience = 0.0  # nothing happens by itself
 
     _ADDRESS = 0x40000000000  # QEMU's SPAPR_PCI_MSI_WINDOW
 
