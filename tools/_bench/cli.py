@@ -30,6 +30,7 @@ examples:
   tools/bench run x86 -- pyvfio list
   tools/bench run x86 -- tools/hwtest --device 0000:00:04.0
   tools/bench run x86 --qemu-args "-device virtio-rng-pci,bus=spare" -- lspci -nn
+  tools/bench run power9 --kernel 64k -- pyvfio list
   tools/bench shell x86
 
 exit status: the command's own; 124 at the time limit; 125 when the bench itself failed, with the
@@ -63,7 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     booting.add_argument(
         "--qemu-args", type=shlex.split, default=[], metavar="ARGS", help="further QEMU arguments"
     )
-    booting.add_argument("--kernel", type=Path, metavar="PATH", help="another kernel image")
+    booting.add_argument(
+        "--kernel",
+        metavar="NAME|PATH",
+        help="another of Debian's kernels, by a name that `list` shows, or a kernel image",
+    )
     booting.add_argument(
         "--append", default="", metavar="WORDS", help="further words for the kernel command line"
     )
@@ -113,7 +118,9 @@ def _listing() -> str:
     for profile in PROFILES.values():
         lines.append(f"{profile.name}: {profile.description}")
         lines += [f"  {it.address}  {it.name:<12} {it.description}" for it in profile.devices]
-        lines.append(f"  bus={profile.spare_port}    a free root port for --qemu-args -device")
+        lines.append(f"  bus={profile.spare_port}    a free port for --qemu-args -device")
+        if profile.other_kernels:
+            lines.append(f"  --kernel {'|'.join(profile.other_kernels)}    another of Debian's kernels")
     return "\n".join(lines)
 
 
@@ -123,6 +130,7 @@ def _json() -> str:
             "name": profile.name,
             "description": profile.description,
             "architecture": profile.architecture,
+            "other_kernels": profile.other_kernels,
             "spare_port": profile.spare_port,
             "devices": [dataclasses.asdict(device) for device in profile.devices],
         }
@@ -140,12 +148,17 @@ def _boot(parsed: argparse.Namespace) -> int:
     command = parsed.command if parsed.verb == "run" else []
     if not command and not sys.stdin.isatty():
         raise BenchError("a shell needs a terminal; for a single command take `tools/bench run`")
-    if parsed.kernel and not parsed.kernel.is_file():
-        raise BenchError(f"--kernel {parsed.kernel}: no such file")
+    own_kernel = None
+    if parsed.kernel in profile.other_kernels:
+        profile = dataclasses.replace(profile, kernel_package=profile.other_kernels[parsed.kernel])
+    elif parsed.kernel:
+        own_kernel = Path(parsed.kernel)
+        if not own_kernel.is_file():
+            raise BenchError(f"--kernel {own_kernel}: no such file")
     _need_packages(profile.qemu_package, "kmod", "debian-archive-keyring")
     ours = image.get(profile)
     options = machine.Options(
-        kernel=parsed.kernel or ours.kernel,
+        kernel=own_kernel or ours.kernel,
         initrd=ours.initrd,
         time_limit=parsed.timeout if command else None,
         accelerator=parsed.accel,

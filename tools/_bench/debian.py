@@ -8,6 +8,7 @@ the hashes therein; a file half fetched stays in partial/.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -74,6 +75,9 @@ class Archive:
         self._directory = directory
         self._architecture = architecture
         self._suite = suite
+        # A mirror that takes over a new point release name by name, or architecture by
+        # architecture, has for a while one name under which the signed hashes do not match.
+        self._names = (suite, "stable")
         for part in ("lists/partial", "archives/partial"):
             (directory / part).mkdir(parents=True, exist_ok=True)
 
@@ -82,14 +86,15 @@ class Archive:
         if not KEYRING.exists():
             raise BenchError(f"{KEYRING} is absent: install the package debian-archive-keyring")
         failures = []
-        for mirror in machine_mirrors():
+        for mirror, name in itertools.product(machine_mirrors(), self._names):
             self._file("sources.list").write_text(
-                f"deb [signed-by={KEYRING}] {mirror} {self._suite} main\n"
+                f"deb [signed-by={KEYRING}] {mirror} {name} main\n"
             )
             try:
                 self._apt(["update", "--error-on=any"], step)
+                self._check_suite()
             except AptError as error:
-                failures.append(f"{mirror}:\n{error}")
+                failures.append(f"{mirror} {name}:\n{error}")
             else:
                 return
         raise BenchError(
@@ -122,6 +127,12 @@ class Archive:
         self._apt(["--download-only", *install], step)
         self._apt(["autoclean"], step)
         return [self._file("archives") / name for name in planned_files(plan)]
+
+    def _check_suite(self) -> None:
+        """Refuse another release: what is called stable changes every other year."""
+        releases = [path.read_text() for path in self._file("lists").glob("*Release")]
+        if not all(f"\nCodename: {self._suite}\n" in release for release in releases):
+            raise AptError(f"that is not Debian {self._suite}")
 
     def _file(self, name: str) -> Path:
         return self._directory / name

@@ -105,13 +105,16 @@ def recipe(profile: Profile) -> str:
 
 
 def get(profile: Profile) -> Image:
-    """The image of a profile, built now if it is not in the cache."""
+    """The image of a profile, built now if it is not in the cache.
+
+    Profiles that differ only in what QEMU emulates share one.
+    """
     images = cache_directory() / "images"
-    image = Image(images / f"{profile.name}-{recipe(profile)}")
+    image = Image(images / f"{profile.kernel_package}-{recipe(profile)}")
     images.mkdir(parents=True, exist_ok=True)
-    with _locked(images / f"{profile.name}.lock"):
+    with _locked(images / f"{profile.kernel_package}.lock"):
         if not image.directory.exists():
-            unfinished = f"unfinished-{profile.name}-"
+            unfinished = f"unfinished-{profile.kernel_package}-"
             for leftover in images.glob(f"{unfinished}*"):
                 shutil.rmtree(leftover)  # of a build that was killed: we hold its lock
             with tempfile.TemporaryDirectory(dir=images, prefix=unfinished) as scratch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Profile:
         shell_tty: The guest's terminal for `tools/bench shell`.
         spare_port: QEMU's id of the root port left free for --qemu-args "-device X,bus=...".
         devices: The PCI devices on offer, in order of address.
+        other_kernels: More of Debian's kernels for it: {name for --kernel: package}.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Profile:
     shell_tty: str
     spare_port: str
     devices: tuple[PciDevice, ...]
+    other_kernels: dict[str, str] = field(default_factory=dict)
 
 
 SCRATCH_BYTES = 64 << 20
@@ -111,4 +114,72 @@ X86 = Profile(
     ),
 )
 
-PROFILES = {profile.name: profile for profile in (X86,)}
+# What the two POWER hosts share. Without -nodefaults, which would take the PHBs away; their root
+# ports are pcie.0, pcie.1 and so on, PCI domain 0 below the first. A bus is a PE, and so an IOMMU
+# group, of its own, for edu's conventional PCI as well. No BIOS runs here that could use e1000e's
+# boot ROM, which is in yet another package.
+_POWERNV: dict[str, Any] = {
+    "architecture": "ppc64el",
+    "qemu": "qemu-system-ppc64",
+    "qemu_package": "qemu-system-ppc",
+    "tcg_cpu": ("-accel", "tcg,thread=multi"),
+    "kvm_cpu": (),
+    "kernel_package": "linux-image-powerpc64le",
+    "other_kernels": {"64k": "linux-image-powerpc64le-64k"},
+    "kernel_arguments": "console=hvc0 quiet panic=-1",
+    "modules": (
+        *("vfio-pci", "vfio-iommu-spapr-tce", "kvm-hv"),
+        *("nvme", "e1000e", "virtio-net", "virtio-blk", "virtio-rng", "ext4"),
+    ),
+    "load": ("vfio-pci", "vfio-iommu-spapr-tce", "kvm-hv"),
+    "shell_tty": "hvc1",  # the firmware's console is hvc0
+}
+_POWERNV_MACHINE = (
+    *("-m", "4G", "-smp", "2", "-nic", "none", "-vga", "none"),
+    *("-drive", "file={scratch},if=none,id=scratch,format=raw"),
+    *("-netdev", "user,id=net,restrict=on"),
+    *("-device", "e1000e,netdev=net,bus=pcie.0,romfile="),
+)
+
+POWER8 = Profile(
+    name="power8",
+    description="OpenPOWER with POWER8, three PHB3, OPAL; 4 KiB pages (64k: 64 KiB)",
+    machine=(
+        *("-M", "powernv8", *_POWERNV_MACHINE),
+        # Three PHBs are too few for a device each; below a switch each port is a bus.
+        *("-device", "x3130-upstream,id=switch,bus=pcie.1"),
+        *("-device", "xio3130-downstream,id=nvme-port,bus=switch,chassis=1,slot=1,addr=0x1"),
+        *("-device", "xio3130-downstream,id=edu-port,bus=switch,chassis=2,slot=2,addr=0x2"),
+        *("-device", "xio3130-downstream,id=spare,bus=switch,chassis=3,slot=3,addr=0x3"),
+        *("-device", "nvme,drive=scratch,serial=pyvfio-bench,bus=nvme-port"),
+        *("-device", "edu,bus=edu-port"),
+    ),
+    channel_bus=("bus=pcie.2,addr=0.0,multifunction=on", "bus=pcie.2,addr=0.1"),
+    spare_port="spare",
+    devices=(
+        PciDevice("e1000e", "0000:01:00.0", "Intel 82574L network card, MSI-X, reset"),
+        PciDevice("nvme", "0001:03:00.0", "NVM Express controller, a 64 MiB disk, MSI-X"),
+        PciDevice("edu", "0001:04:00.0", "QEMU's teaching device: factorial, DMA in 28 bits, MSI"),
+    ),
+    **_POWERNV,
+)
+
+POWER9 = Profile(
+    name="power9",
+    description="OpenPOWER with POWER9, six PHB4, OPAL; 4 KiB pages (64k: 64 KiB)",
+    machine=(
+        *("-M", "powernv9", *_POWERNV_MACHINE),
+        *("-device", "nvme,drive=scratch,serial=pyvfio-bench,bus=pcie.1"),
+        *("-device", "edu,bus=pcie.2"),
+    ),
+    channel_bus=("bus=pcie.4,addr=0.0,multifunction=on", "bus=pcie.4,addr=0.1"),
+    spare_port="pcie.3",
+    devices=(
+        PciDevice("e1000e", "0000:01:00.0", "Intel 82574L network card, MSI-X, reset"),
+        PciDevice("nvme", "0001:01:00.0", "NVM Express controller, a 64 MiB disk, MSI-X"),
+        PciDevice("edu", "0002:01:00.0", "QEMU's teaching device: factorial, DMA in 28 bits, MSI"),
+    ),
+    **_POWERNV,
+)
+
+PROFILES = {profile.name: profile for profile in (X86, POWER8, POWER9)}
