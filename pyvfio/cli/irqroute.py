@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pyvfio.replay import DevicePart, Life, MachinePart
+    from pyvfio.replay import (
+        ApicMachine,
+        DevicePart,
+        Life,
+        ModelledDirectMachine,
+        XicsMachine,
+    )
+
+    _MachineKind = type[ApicMachine] | type[ModelledDirectMachine] | type[XicsMachine]
 
 _VARIANTS = ("before", "d1f6af6", "d1f6af6-rebind", "patched", "today")
 _ORDERS = ("table-first", "enable-first")
@@ -32,13 +41,13 @@ policies, by what becomes of the dummy vector with which QEMU told VFIO that MSI
 
 mappings:
   routed          x86: GSIs are looked up in a table of routes; on this host's /dev/kvm
-  direct          POWER8: the GSI is computed from the message; on x86 no kernel is behind it, so
-                  it is modelled, and says so
+  direct          POWER8: the GSI is computed from the message; on a POWER host's /dev/kvm. On x86
+                  no kernel is behind it, so it is modelled, and says so
 
 The device is modelled unless --device names one: then VFIO is real too, the interrupts are fired by
 its loopback, and the device is reset. It is bound to vfio-pci for the while and then given back to
-the driver it had; one that the host is using is refused. Every verdict is read from what arrived; the controls say
-whether that can be believed.
+the driver it had; one that the host is using is refused. Every verdict is read from what arrived;
+the controls say whether that can be believed.
 
 exit codes: 0 replayed, whatever the verdicts; 1 a control failed; the others as of pyvfio.
 
@@ -94,7 +103,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--keep-table", action="store_true", help="let the table survive the reset: a counterproof"
     )
     device = parser.add_argument(
-        "--device", metavar="BDF", help="a device with MSI-X; it is bound to vfio-pci meanwhile, and reset"
+        "--device",
+        metavar="BDF",
+        help="a device with MSI-X; it is bound to vfio-pci meanwhile, and reset",
     )
     device.completer = common.addresses  # type: ignore[attr-defined]
     parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the sequences, too")
@@ -147,18 +158,13 @@ def _replay(
     device: Callable[[], DevicePart],
     progress: Callable[[str], None],
 ) -> Iterator[list[Life]]:
-    from pyvfio.replay import VARIANTS, ApicMachine, ModelledDirectMachine, live
+    from pyvfio.replay import VARIANTS, live
 
-    machines: list[Callable[[int], MachinePart]] = []
-    if options.mapping == "routed" or (options.mapping == "both" and _kvm_is_here()):
-        machines.append(ApicMachine)
-    if options.mapping != "routed":
-        machines.append(ModelledDirectMachine)
-    for make in machines:
+    for make in _machines(options):
         lives: list[Life] = []
         for name in options.policy or _VARIANTS:
             variant = VARIANTS[name]
-            if variant.rebinding and make is ApicMachine:
+            if variant.rebinding and make.mapping == "routed":
                 continue  # an update of a route always rebinds
             with device() as part, make(options.vectors) as machine:
                 life = live(
@@ -172,6 +178,24 @@ def _replay(
                 )
                 lives.append(life)
         yield lives
+
+
+def _machines(options: argparse.Namespace) -> list[_MachineKind]:
+    """What plays the VM: this host's KVM for the mapping that it has, a model for the other."""
+    from pyvfio.replay import ApicMachine, ModelledDirectMachine, XicsMachine
+
+    if os.uname().machine.startswith("ppc"):
+        if options.mapping == "routed":
+            raise errors.Unsupported(
+                "a POWER host's KVM has no table of routes: replay the routed mapping on x86"
+            )
+        return [XicsMachine]
+    machines: list[_MachineKind] = []
+    if options.mapping == "routed" or (options.mapping == "both" and _kvm_is_here()):
+        machines.append(ApicMachine)
+    if options.mapping != "routed":
+        machines.append(ModelledDirectMachine)
+    return machines
 
 
 def _kvm_is_here() -> bool:

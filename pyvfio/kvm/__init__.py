@@ -11,6 +11,7 @@ How it is laid out:
     system.py        /dev/kvm: what KVM can do here
     vm.py            a VM: memory, vCPUs, messages
     irqchip.py       interrupt controllers in the kernel, and what each can do
+    xics.py          POWER's, whose GSIs are its interrupt sources
     message.py       MSI messages, and what they say to x86's local APICs
     routes.py        the table from GSI to message, committed as a whole
     irqfd.py         eventfds that are interrupts
@@ -30,6 +31,7 @@ from pyvfio.kvm.system import System
 from pyvfio.kvm.vcpu import Exit, Vcpu
 from pyvfio.kvm.vfio_device import VfioDevice
 from pyvfio.kvm.vm import VM, MemorySlot
+from pyvfio.kvm.xics import Server, Source, XicsIrqchip
 
 __all__ = [
     "VM",
@@ -44,9 +46,12 @@ __all__ = [
     "NoIrqchip",
     "Pin",
     "Routes",
+    "Server",
+    "Source",
     "SplitIrqchip",
     "System",
     "Vcpu",
     "VfioDevice",
+    "XicsIrqchip",
     "apic_message",
 ]

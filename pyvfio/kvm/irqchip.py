@@ -41,6 +41,16 @@ class Irqchip(ABC):
             KernelError: the kernel refused.
         """
 
+    def connect(self, vcpu: File, number: int) -> None:  # noqa: B027 (few have to)
+        """Let a new vCPU, whose file and number these are, take its interrupts.
+
+        Raises:
+            KernelError: the kernel refused.
+        """
+
+    def close(self) -> None:  # noqa: B027 (few have)
+        """Close what it has of its own; the VM calls it."""
+
     def default_routes(self) -> Mapping[int, tuple[Pin, ...]]:
         """The routes that a new VM has from the kernel, by GSI."""
         return {}

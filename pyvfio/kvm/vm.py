@@ -19,6 +19,11 @@ from pyvfio.kvm.routes import Routes
 from pyvfio.kvm.system import System
 from pyvfio.kvm.vcpu import Vcpu
 from pyvfio.kvm.vfio_device import VfioDevice
+from pyvfio.kvm.xics import XicsIrqchip
+
+
+def _default_irqchip() -> Irqchip:
+    return XicsIrqchip() if os.uname().machine.startswith("ppc") else FullIrqchip()
 
 
 class MemorySlot(Closing):
@@ -59,7 +64,8 @@ class VM(Closing):
     def __init__(self, irqchip: Irqchip | None = None, *, system: System | None = None) -> None:
         """
         Args:
-            irqchip: the interrupt controller; None takes a full one.
+            irqchip: the interrupt controller; None takes what the host's guests have: XICS on
+                POWER, a full one on x86.
             system: an open /dev/kvm, to share it; None opens one for the while.
 
         Raises:
@@ -67,7 +73,7 @@ class VM(Closing):
             Unsupported: this kernel does not have that irqchip.
             KernelError: the kernel refused.
         """
-        self.irqchip = FullIrqchip() if irqchip is None else irqchip
+        self.irqchip = _default_irqchip() if irqchip is None else irqchip
         with ExitStack() as stack:
             if system is None:
                 system = stack.enter_context(System())
@@ -114,6 +120,11 @@ class VM(Closing):
         fd = self.file.ioctl(kvm.KVM_CREATE_VCPU, number)
         os.set_inheritable(fd, False)
         vcpu = Vcpu(File(fd, f"vCPU {number}"), number, self._vcpu_mmap_size)
+        try:
+            self.irqchip.connect(vcpu.file, number)
+        except BaseException:
+            vcpu.close()
+            raise
         self._vcpus.append(vcpu)
         return vcpu
 
@@ -234,6 +245,7 @@ class VM(Closing):
         """
         with ExitStack() as steps:
             steps.callback(self.file.close)
+            steps.callback(self.irqchip.close)
             if self._vfio is not None:
                 steps.callback(self._vfio.close)
             for vcpu in self._vcpus:

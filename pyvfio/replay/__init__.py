@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pyvfio.replay.devices import DevicePart, HostDevice, ModelledDevice
 from pyvfio.replay.life import ORDERS, VARIANTS, Control, Life, Probe, Step, Variant, live
-from pyvfio.replay.machines import ApicMachine, MachinePart, ModelledDirectMachine
+from pyvfio.replay.machines import ApicMachine, MachinePart, ModelledDirectMachine, XicsMachine
 from pyvfio.replay.picture import svg
 from pyvfio.replay.verdict import Verdict, judge
 
@@ -32,6 +32,7 @@ __all__ = [
     "Step",
     "Variant",
     "Verdict",
+    "XicsMachine",
     "judge",
     "live",
     "svg",

@@ -6,6 +6,7 @@ is what was seen: the ioctls as the kernel got them, and the interrupts as the V
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
@@ -249,7 +250,11 @@ class _Life:
             ):
                 stack.enter_context(self._trace.watching(file, names=names, modelled=modelled))
             with self._forwarder:
-                controls = (self._control_that_arrives(), self._control_that_does_not())
+                controls = (
+                    self._control_that_arrives(),
+                    self._control_that_does_not(),
+                    *itertools.starmap(self._control, self._machine.controls()),
+                )
                 self._enable()
                 self._mask_and_move()
                 self._disable()
@@ -393,7 +398,7 @@ class _Life:
         return self._control(
             f"an irqfd on GSI {gsi_text(gsi)}, which leads to {message}, arrives",
             arrived == {message},
-            arrived,
+            _list(arrived),
         )
 
     def _control_that_does_not(self) -> Control:
@@ -406,12 +411,15 @@ class _Life:
         return self._control(
             f"an irqfd on GSI {gsi_text(gsi)}, which leads nowhere, is accepted and drops",
             not arrived,
-            arrived,
+            _list(arrived),
         )
 
-    def _control(self, name: str, passed: bool, arrived: Set[MsiMessage]) -> Control:
-        seen = ", ".join(map(str, sorted(arrived))) or "nothing"
+    def _control(self, name: str, passed: bool, seen: str) -> Control:
         return Control(name, passed, seen, tuple(self._trace.take()))
+
+
+def _list(messages: Set[MsiMessage]) -> str:
+    return ", ".join(map(str, sorted(messages))) or "nothing"
 
 
 def _kernel(modelled: bool) -> str:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Set
+from collections.abc import Iterator, Set
 
-from pyvfio._sys import File
+from pyvfio._sys import EventFd, File
 from pyvfio._sys.closing import Closing
-from pyvfio.irqroute import (
-    DirectGsis,
-    DirectGsis2016,
-    GsiMapping,
-    Policy,
-)
+from pyvfio.irqroute import DirectGsis, GsiMapping, Policy
 from pyvfio.irqroute.forwarder import default_gsis
 from pyvfio.irqroute.model import ModelledVm
 from pyvfio.irqroute.paths import Machine
-from pyvfio.kvm import VM, MsiMessage
+from pyvfio.kvm import VM, MsiMessage, Server, Source, Vcpu, XicsIrqchip
 
 
 class MachinePart(Closing):
@@ -67,6 +62,11 @@ class MachinePart(Closing):
             policy: whose.
             rebinding: an update really moves the irqfd.
         """
+
+    def controls(self) -> Iterator[tuple[str, bool, str]]:
+        """Further things that must come out one way: what was tried, whether it did, what was
+        seen."""
+        yield from ()
 
     def arrivals(self, expected: Set[MsiMessage]) -> frozenset[MsiMessage]:
         """What arrives, given what should: it is waited for, not for ever."""
@@ -134,16 +134,107 @@ class ApicMachine(MachinePart):
         self._vm.close()
 
 
-class ModelledDirectMachine(MachinePart):
-    """POWER8's XICS as KVM shows it, modelled: the GSI is the source that the message names."""
+class _DirectMachine(MachinePart):
+    """POWER: the GSI is the interrupt source that the message names."""
 
     mapping = "direct"
-    title = "POWER8: GSI computed from the message"
-    modelled = True
-    retargets = False  # ibm,set-xive moves an interrupt
-    patience = 0.0  # nothing happens by itself
+    retargets = False  # ibm,set-xive moves an interrupt, and the message stays
 
     _ADDRESS = 0x40000000000  # QEMU's SPAPR_PCI_MSI_WINDOW
+    _base: int
+
+    def message(self, vector: int, *, moved: bool = False) -> MsiMessage:
+        return MsiMessage(self._ADDRESS, self._base + vector)
+
+    def dead_gsi(self) -> int:
+        return 0
+
+    def gsis(self, policy: Policy, *, rebinding: bool = False) -> GsiMapping:
+        return DirectGsis() if rebinding else default_gsis(self.vm, policy)
+
+
+class XicsMachine(_DirectMachine):
+    """A real VM with XICS, a vCPU for each source. No guest runs: what arrives stays presented.
+
+    On a POWER8 host it is read from the vCPU's presentation controller; on POWER9, where that
+    cannot be seen, from the source.
+    """
+
+    modelled = False
+
+    _READY = Source(server=0, priority=4)
+
+    def __init__(self, vectors: int, base: int = 0x1300) -> None:
+        """
+        Args:
+            vectors: how many sources are needed.
+            base: the first source; QEMU's are 0x1000 and above.
+
+        Raises:
+            NoKvm, AccessDenied, Unsupported, KernelError: there is no KVM with XICS.
+        """
+        self._base = base
+        self._xics = XicsIrqchip()
+        self.vm = self._vm = VM(self._xics)
+        self.file = self._vm.file
+        self.title = "POWER: GSI computed from the message, delivery read from the " + (
+            "XICS sources (on XIVE)" if self._xics.on_xive else "vCPUs' XICS presentation"
+        )
+        # By source, the vCPU that it interrupts.
+        self._servers: dict[int, Vcpu] = {}
+        try:
+            for number in range(base, base + vectors):
+                vcpu = self._servers[number] = self._vm.create_vcpu()
+                self._xics[number] = self._READY._replace(server=vcpu.id)
+                if not self._xics.on_xive:
+                    self._xics.set_server(vcpu, Server())
+        except BaseException:
+            self._vm.close()
+            raise
+
+    def take(self) -> frozenset[MsiMessage]:
+        arrived = set()
+        for number, vcpu in self._servers.items():
+            if self._xics.on_xive:
+                seen = {number} if self._xics[number].presented else set()
+            else:
+                seen = {self._xics.server(vcpu).source} - {0}
+                if seen:
+                    self._xics.set_server(vcpu, Server())
+            if seen:
+                self._xics[number] = self._READY._replace(server=vcpu.id)
+            arrived |= seen
+        return frozenset(MsiMessage(self._ADDRESS, number) for number in arrived)
+
+    def controls(self) -> Iterator[tuple[str, bool, str]]:
+        """A masked source keeps what comes."""
+        if self._xics.on_xive:
+            return
+        number, vcpu = next(iter(self._servers.items()))
+        ready = self._READY._replace(server=vcpu.id)
+        self._xics[number] = ready._replace(masked=True)
+        with EventFd("control") as eventfd, self._vm.irqfds.assign(eventfd, number):
+            eventfd.signal()
+            self.arrivals({self.message(0)})
+        source, server = self._xics[number], self._xics.server(vcpu)
+        yield (
+            f"an interrupt of the masked source {number:#x} is pending there, and not presented",
+            source.pending and not server.source,
+            f"{'pending' if source.pending else 'not pending'}, presented "
+            f"{hex(server.source) if server.source else 'nothing'}",
+        )
+        self._xics[number] = ready
+
+    def close(self) -> None:
+        self._vm.close()
+
+
+class ModelledDirectMachine(_DirectMachine):
+    """POWER8's XICS as KVM shows it, modelled."""
+
+    title = "POWER8: GSI computed from the message"
+    modelled = True
+    patience = 0.0  # nothing happens by itself
 
     def __init__(self, vectors: int, base: int = 0x1300) -> None:
         """
@@ -155,21 +246,8 @@ class ModelledDirectMachine(MachinePart):
         self.vm = self._vm = ModelledVm(frozenset(range(base, base + vectors)))
         self.file = self._vm.file
 
-    def message(self, vector: int, *, moved: bool = False) -> MsiMessage:
-        return MsiMessage(self._ADDRESS, self._base + vector)
-
-    def dead_gsi(self) -> int:
-        return 0
-
     def take(self) -> frozenset[MsiMessage]:
         return frozenset(MsiMessage(self._ADDRESS, source) for source in self._vm.take())
-
-    def gsis(self, policy: Policy, *, rebinding: bool = False) -> GsiMapping:
-        if rebinding:
-            return DirectGsis()
-        mapping = default_gsis(self.vm, policy)
-        assert isinstance(mapping, (DirectGsis, DirectGsis2016))
-        return mapping
 
     def close(self) -> None:
         self._vm.close()

@@ -49,6 +49,7 @@ class Subject(NamedTuple):
         changed: by C expression, the release from which on it has our value, and its value before.
         excluded: by pattern that a name (or ``structure.field``) must match from its start, why the
             module does not have it.
+        flags: for the compiler, where the header is not this machine's own.
     """
 
     module: ModuleType
@@ -58,6 +59,7 @@ class Subject(NamedTuple):
     conditional: Sequence[str] = ()
     changed: Mapping[str, tuple[Release, int]] = {}
     excluded: Mapping[str, str] = {}
+    flags: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return self.header
@@ -166,13 +168,13 @@ class Header(NamedTuple):
 
 
 @functools.cache
-def header(include: str) -> Header:
+def header(include: str, flags: tuple[str, ...] = ()) -> Header:
     """What a header holds, read once."""
     code = evaluate(["linux/version.h"], ["LINUX_VERSION_CODE"])["LINUX_VERSION_CODE"]
     macros: list[str] = []
     rest: list[str] = []
     own = False
-    for line in _compiler("-E", "-dD", "-", text=f"#include <{include}>\n").splitlines():
+    for line in _compiler("-E", "-dD", *flags, "-", text=f"#include <{include}>\n").splitlines():
         if marker := re.match(r'# \d+ "(.*)"', line):
             own = marker[1].endswith(f"/{include}")
         elif own:
@@ -268,7 +270,9 @@ def _fields(body: str) -> Iterator[str]:
 
 def names(subject: Subject) -> frozenset[str]:
     """All that the subject's headers hold."""
-    return frozenset().union(*(header(one).names for one in (subject.header, *subject.also)))
+    return frozenset().union(
+        *(header(one, subject.flags).names for one in (subject.header, *subject.also))
+    )
 
 
 def wrong_values(
@@ -281,11 +285,11 @@ def wrong_values(
         encoding: of the ioctl numbers that the compiler is made to compute by `flags`.
         flags: for the compiler.
     """
-    release = header(subject.header).release
+    release = header(subject.header, subject.flags).release
     theirs = names(subject)
     ours = [fact for fact in facts(subject.module, encoding) if fact.name in theirs]
     includes = (subject.header, *subject.also)
-    compiled = evaluate(includes, (fact.expression for fact in ours), flags)
+    compiled = evaluate(includes, (fact.expression for fact in ours), (*subject.flags, *flags))
     wrong = []
     for fact in ours:
         since, before = subject.changed.get(fact.expression, ((0, 0), fact.value))
@@ -298,7 +302,7 @@ def wrong_values(
 
 def unknown_names(subject: Subject) -> list[str]:
     """Names of the module that the headers should have and have not."""
-    release = header(subject.header).release
+    release = header(subject.header, subject.flags).release
     theirs = names(subject)
     patterns = list(subject.conditional)
     for since, added in subject.newer.items():
@@ -313,7 +317,9 @@ def missing_names(subject: Subject) -> list[str]:
     """Names of the header that the module has not, and that nothing excludes."""
     here = {fact.name for fact in facts(subject.module)}
     return sorted(
-        name for name in header(subject.header).names - here if not exclusions(subject, name)
+        name
+        for name in header(subject.header, subject.flags).names - here
+        if not exclusions(subject, name)
     )
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from pyvfio.abi import ioctl, kvm, kvm_x86, pci_regs, vfio
+from pyvfio.abi import ioctl, kvm, kvm_powerpc, kvm_x86, pci_regs, vfio
 
 from .kernel_header import (
     Subject,
@@ -373,17 +373,6 @@ KVM_X86 = Subject(
     },
 )
 
-needs_x86 = pytest.mark.skipif(
-    os.uname().machine not in ("x86_64", "i686"),
-    reason="asm/kvm.h is that of another architecture",
-)
-SUBJECTS = [VFIO, PCI_REGS, KVM, pytest.param(KVM_X86, marks=needs_x86)]
-each_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.header)
-SUBJECTS_WITH_IOCTLS = [VFIO, KVM, pytest.param(KVM_X86, marks=needs_x86)]
-each_subject_with_ioctls = pytest.mark.parametrize(
-    "subject", SUBJECTS_WITH_IOCTLS, ids=lambda s: s.header
-)
-
 # The packages' places for POWER's asm/ioctl.h: the cross package, and from Debian 13 on the native
 # one, which has every architecture's.
 POWERPC_HEADER = next(
@@ -399,6 +388,51 @@ POWERPC_HEADER = next(
         ),
     ),
     None,
+)
+
+
+KVM_POWERPC = Subject(
+    kvm_powerpc,
+    "asm/kvm.h",
+    also=["linux/kvm.h"],
+    # Constants alone, so the types of another machine do no harm.
+    flags=() if POWERPC_HEADER is None else ("-isystem", str(POWERPC_HEADER.parent.parent)),
+    excluded={
+        "KVM_REG_PPC_(?!ICP_)": "registers",
+        "KVM_SREGS_": "registers",
+        r"kvm_(regs|sregs|fpu)(\.|$)": "registers",
+        "KVM(PPC)?_(GUEST)?_?DEBUG": "debugging",
+        "(KVM_GUESTDBG_|KVMPPC_DEBUG_)": "debugging",
+        "kvm_(debug_exit|guest_debug)_arch": "debugging",
+        "KVM_RUN_PPC_NMI_": "machine checks",
+        "KVM_(PPC|CREATE_SPAPR)_": "MMU information and TCE tables",
+        "kvm_(ppc|create_spapr)": "MMU information and TCE tables",
+        "kvm_(book3e|get_htab)_": "MMU information and TCE tables",
+        "kvm_(allocate|vcpu)_": "MMU information and TCE tables",
+        "KVM_(DEV_)?(XIVE|MPIC)_": "XIVE in its native mode, MPIC",
+        "KVM_(GET_HTAB|INTERRUPT|ARCH|COALESCED|INST)_": "none of XICS",
+        "(KVM_SYNC|kvm_sync|KVM_CPU|kvm_rtas)_": "none of XICS",
+    },
+)
+needs_x86 = pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "i686"),
+    reason="asm/kvm.h is that of another architecture",
+)
+needs_powerpc_headers = pytest.mark.skipif(
+    POWERPC_HEADER is None,
+    reason="no POWER headers to compare with: apt install linux-libc-dev-ppc64el-cross",
+)
+SUBJECTS = [
+    VFIO,
+    PCI_REGS,
+    KVM,
+    pytest.param(KVM_X86, marks=needs_x86),
+    pytest.param(KVM_POWERPC, marks=needs_powerpc_headers),
+]
+each_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.header)
+SUBJECTS_WITH_IOCTLS = [VFIO, KVM, pytest.param(KVM_X86, marks=needs_x86)]
+each_subject_with_ioctls = pytest.mark.parametrize(
+    "subject", SUBJECTS_WITH_IOCTLS, ids=lambda s: s.header
 )
 
 
@@ -430,10 +464,7 @@ def test_ioctl_numbers_in_the_generic_encoding(subject: Subject) -> None:
 
 
 @each_subject_with_ioctls
-@pytest.mark.skipif(
-    POWERPC_HEADER is None,
-    reason="no POWER asm/ioctl.h to compare with: apt install linux-libc-dev-ppc64el-cross",
-)
+@needs_powerpc_headers
 def test_ioctl_numbers_in_the_powerpc_encoding(subject: Subject) -> None:
     # Included first, it settles the encoding; types and sizes stay this machine's.
     flags = ["-include", str(POWERPC_HEADER)]
