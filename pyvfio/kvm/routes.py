@@ -284,7 +284,7 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
     def _set(self, gsi: int, raw: bytes | None) -> None:
         self._entries -= len(self._table.get(gsi, b"")) // _ENTRY_SIZE
         if raw is None:
-            del self._table[gsi]
+            self._table.pop(gsi, None)
             self._lowest = min(self._lowest, max(gsi, self._first_gsi))
         else:
             self._table[gsi] = raw
