@@ -85,7 +85,8 @@ class Irqfds:
                 interrupts); for :meth:`pyvfio.device.irq.Irq.unmask_by`.
 
         Raises:
-            Busy: the eventfd is an irqfd already, of this VM or (Linux 6.17 and later) another.
+            Busy: the eventfd is an irqfd already, of this VM or, on newer kernels (seen on
+                6.18), another.
             NoIrqchip: the VM has no irqchip in the kernel.
             Unsupported: its irqchip cannot resample.
             RangeError: a GSI has 32 bits.

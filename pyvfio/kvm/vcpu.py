@@ -114,6 +114,16 @@ class Vcpu(Closing):
                 self.lapic  # noqa: B018 (raises NoIrqchip where there is none)
             raise
 
+    def enable_lapic(self) -> None:
+        """Software-enable the local APIC, as a guest's kernel does; before, it takes nothing.
+
+        Raises:
+            NoIrqchip: the VM has no local APICs in the kernel.
+        """
+        lapic = self.lapic
+        lapic.enabled = True
+        self.lapic = lapic
+
     def run(self) -> Exit:
         """Run guest code until something is to be done outside.
 

@@ -88,7 +88,7 @@ class VfioDevice(Closing):
         return membership
 
     def close(self) -> None:
-        """Close it; the groups in it go too (before Linux 6.2: when the VM is closed).
+        """Close it; the groups in it go too (on older kernels when the VM is closed).
 
         Closing again does nothing.
         """

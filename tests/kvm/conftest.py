@@ -41,9 +41,7 @@ def split() -> Iterator[VM]:
 def vcpu(vm: VM) -> Vcpu:
     """The vCPU of `vm`, its local APIC taking interrupts."""
     vcpu = vm.create_vcpu()
-    lapic = vcpu.lapic
-    lapic.enabled = True
-    vcpu.lapic = lapic
+    vcpu.enable_lapic()
     return vcpu
 
 
