@@ -122,6 +122,8 @@ class GuestMsixTable(MsixTable):
     def __setitem__(self, index: int, entry: MsixEntry) -> None:
         if not 0 <= index < len(self):
             raise errors.RangeError(f"the MSI-X table has {len(self)} entries, no {index}")
+        if not (0 <= entry.address < 1 << 64 and 0 <= entry.data < 1 << 32):
+            raise errors.ArgumentError(f"an address has 64 bits and data 32, not so {entry}")
         words = (entry.address & 0xFFFFFFFF, entry.address >> 32, entry.data, int(entry.masked))
         for position, word in enumerate(words):
             self._memory[index * ENTRY_SIZE // 4 + position] = word

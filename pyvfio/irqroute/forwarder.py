@@ -16,7 +16,7 @@ from pyvfio.irqroute.gsis import (
     RoutedGsis,
     RoutedGsis2016,
 )
-from pyvfio.irqroute.history import TODAY, Paths2016, Policy
+from pyvfio.irqroute.history import TODAY, Dummy, Paths2016, Policy
 from pyvfio.irqroute.paths import BestPaths, Machine, Paths
 from pyvfio.irqroute.table import VirtualMsix
 from pyvfio.kvm import VM, MsiMessage
@@ -42,7 +42,7 @@ def default_gsis(vm: Machine, policy: Policy = TODAY) -> GsiMapping:
 
     Under a policy of 2016 the mapping is QEMU's of 2016 too.
     """
-    if policy is TODAY:
+    if policy.dummy is Dummy.NONE:
         return RoutedGsis(vm.routes) if vm.irqchip.routable else DirectGsis()
     if vm.irqchip.routable:
         return RoutedGsis2016(vm.routes, commit_unchanged=policy.commit_unchanged)
@@ -88,7 +88,7 @@ class MsixForwarder(Closing):
         self.policy = policy
         self.msix = VirtualMsix(irq.count, self)
         self.paths: Paths
-        if policy is TODAY:
+        if policy.dummy is Dummy.NONE:
             self.paths = BestPaths(irq, vm.irqfds, gsis)
         else:
             self.paths = Paths2016(irq, vm.irqfds, gsis, policy, self._message)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from pyvfio import errors
 from pyvfio.kvm import MsiMessage, Routes
 
 _SOURCE_BITS = 0xFFFF
@@ -47,6 +48,9 @@ class GsiMapping(ABC):
             KernelError: the kernel refused.
         """
 
+    def forget(self, gsis: Sequence[int]) -> None:  # noqa: B027 (nothing to do by default)
+        """As :meth:`remove`, without a call to the kernel, which learns of it some time."""
+
     def batch(self) -> AbstractContextManager[object]:
         """What is changed in the block is told to the kernel at once, or, if it fails, not."""
         return nullcontext()
@@ -66,7 +70,15 @@ class RoutedGsis(GsiMapping):
         return gsi
 
     def remove(self, gsis: Sequence[int]) -> None:
-        self._routes.remove(*gsis)
+        try:
+            self._routes.remove(*gsis)
+        except errors.Error as error:
+            self.forget(gsis)
+            if not isinstance(error, errors.Closed):  # with a VM that is closed its routes went
+                raise
+
+    def forget(self, gsis: Sequence[int]) -> None:
+        self._routes.remove(*gsis, lazily=True)
 
     def batch(self) -> AbstractContextManager[object]:
         return self._routes.batch()
@@ -90,7 +102,7 @@ class RoutedGsis2016(RoutedGsis):
         return gsi
 
     def remove(self, gsis: Sequence[int]) -> None:
-        self._routes.remove(*gsis, lazily=True)
+        self.forget(gsis)
 
 
 def xics_source(message: MsiMessage) -> int:

@@ -97,7 +97,11 @@ class Paths2016(Paths):
         # vfio_msix_vector_use, once a vector
         for number, message in messages.items():
             self._masked.discard(number)
-            self._vector_do_use(number, message)
+            try:
+                self._vector_do_use(number, message)
+            except BaseException:
+                self._masked.add(number)
+                raise
 
     def mask(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -112,8 +116,9 @@ class Paths2016(Paths):
                 steps.callback(self._remove_kvm_msi_virq, self._paths[number])
             if self._nr_vectors:
                 steps.callback(self.irq.disable, ask=True)
-            for number in sorted(self._paths, reverse=True):
-                steps.callback(self._vector_release, number)
+            if not self.irq.file.closed:
+                for number in sorted(self._paths, reverse=True):
+                    steps.callback(self._vector_release, number)
 
     def _forget(self) -> None:
         for path in self._paths.values():
@@ -170,14 +175,17 @@ class Paths2016(Paths):
         gsi = self.gsis.update(irqfd.gsi, message)
         if gsi != irqfd.gsi:
             # Never in QEMU, where an update keeps the GSI; what a direct mapping needed.
+            path.irqfd = None
             irqfd.close()
             path.irqfd = self.irqfds.assign(path.to_guest, gsi)
 
     def _remove_kvm_msi_virq(self, path: Path) -> None:
         irqfd, path.irqfd = path.irqfd, None
         if irqfd is not None:
-            irqfd.close()
-            self.gsis.remove([irqfd.gsi])
+            try:
+                irqfd.close()
+            finally:
+                self.gsis.remove([irqfd.gsi])
 
     def _enable_vectors(self) -> None:
         eventfds: list[EventFd | None] = []

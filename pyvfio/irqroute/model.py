@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import struct
 from typing import Any
 
-from pyvfio._sys import File, calls
+from pyvfio._sys import DeviceFile, File, calls
 from pyvfio.abi import kvm, vfio
 from pyvfio.abi.ioctl import Request
 from pyvfio.device import Irq
@@ -23,12 +24,18 @@ _IRQFD = struct.Struct("<4I")  # fd, gsi, flags, resamplefd
 
 
 class _ModelFile(File):
-    """A file whose ioctls are answered here. Its descriptor is some eventfd, to be one."""
+    """A file whose ioctls are answered here.
 
-    __slots__ = ()
+    The kernel remembers eventfds, and not their descriptors, whose numbers are used again. Here an
+    epoll does it: it forgets a file that is closed. Its descriptor is this file's too.
+    """
+
+    __slots__ = ("_epoll", "_held")
 
     def __init__(self, path: str) -> None:
-        super().__init__(os.eventfd(0, os.EFD_CLOEXEC), path)
+        self._epoll = select.epoll()
+        self._held: dict[int, object] = {}
+        super().__init__(os.dup(self._epoll.fileno()), path)
 
     def ioctl(self, request: Request, arg: Any = 0) -> int:
         self.fileno()  # refuses when closed
@@ -40,20 +47,47 @@ class _ModelFile(File):
             raise self.refused(outcome, request.name)
         return 0
 
+    def close(self) -> None:
+        super().close()
+        self._epoll.close()
+
     def _answer(self, request: Request, arg: Any) -> int:
         """Do it, and return an errno or 0."""
         raise NotImplementedError
 
+    def _known(self, fd: int) -> object:
+        """What stands for an eventfd as long as it is open; None for one that hold() was not told
+        of, or that has been closed."""
+        try:
+            self._epoll.modify(fd, 0)
+        except OSError:
+            return None
+        return self._held.get(fd)
 
-class _ModelDeviceFile(_ModelFile):
+    def _hold(self, fd: int) -> object:
+        """As :meth:`_known`, for any descriptor; None if it is not open."""
+        known = self._known(fd)
+        if known is None:
+            try:
+                self._epoll.register(fd, 0)
+            except OSError:
+                return None
+            known = self._held[fd] = object()
+        return known
+
+
+class _ModelDeviceFile(_ModelFile, DeviceFile):
     """VFIO_DEVICE_SET_IRQS on an MSI-X index, as drivers/vfio/pci/vfio_pci_intrs.c has it."""
 
-    __slots__ = ("_count", "_eventfds")
+    __slots__ = ("_allocated", "_count", "_eventfds", "_noresize")
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, noresize: bool) -> None:
         super().__init__("a modelled device")
         self._count = count
-        self._eventfds: dict[int, int] | None = None  # by vector; None while disabled
+        self._noresize = noresize
+        self._allocated = 0
+        # By vector, None while disabled: a descriptor and the eventfd that it was.
+        self._eventfds: dict[int, tuple[int, object]] | None = None
 
     def _answer(self, request: Request, arg: Any) -> int:
         if request != vfio.VFIO_DEVICE_SET_IRQS:
@@ -64,20 +98,35 @@ class _ModelDeviceFile(_ModelFile):
         if flags & vfio.VFIO_IRQ_SET_DATA_EVENTFD:
             if self._eventfds is None:
                 self._eventfds = {}
+                self._allocated = start + count
+            elif self._noresize and start + count > self._allocated:
+                return errno.EINVAL
             fds = struct.unpack_from(f"<{count}i", arg, _IRQ_SET.size)
             for vector, fd in enumerate(fds, start):
                 self._eventfds.pop(vector, None)
-                if fd >= 0:
-                    self._eventfds[vector] = fd
+                if fd < 0:
+                    continue
+                held = self._hold(fd)
+                if held is None:
+                    for before in range(start, vector):
+                        self._eventfds.pop(before, None)
+                    return errno.EBADF
+                self._eventfds[vector] = fd, held
         elif self._eventfds is None:
             return errno.EINVAL
         elif not count:
             self._eventfds = None
         else:
+            signalled = self.signalled()
             for vector in range(start, start + count):
-                if vector in self._eventfds:
-                    calls.eventfd_write(self._eventfds[vector], 1)
+                if vector in signalled:
+                    calls.eventfd_write(signalled[vector], 1)
         return 0
+
+    def signalled(self) -> dict[int, int]:
+        """The descriptors that vectors signal, of eventfds that are still open."""
+        eventfds = self._eventfds or {}
+        return {vector: fd for vector, (fd, held) in eventfds.items() if self._known(fd) is held}
 
 
 def modelled_msix(count: int, *, noresize: bool = False) -> Irq:
@@ -93,7 +142,7 @@ def modelled_msix(count: int, *, noresize: bool = False) -> Irq:
     flags = vfio.VFIO_IRQ_INFO_EVENTFD | (vfio.VFIO_IRQ_INFO_NORESIZE if noresize else 0)
     siblings: list[Irq] = []
     irq = Irq(
-        _ModelDeviceFile(count),
+        _ModelDeviceFile(count, noresize),
         vfio.VFIO_PCI_MSIX_IRQ_INDEX,
         "MSI-X",
         flags=flags,
@@ -116,12 +165,13 @@ class _DirectIrqchip(Irqchip):
 class _ModelVmFile(_ModelFile):
     """KVM_IRQFD without routes (virt/kvm/eventfd.c, arch/powerpc/kvm/book3s_xics.c)."""
 
-    __slots__ = ("arrived", "irqfds", "sources")
+    __slots__ = ("_bound", "arrived", "irqfds", "sources")
 
     def __init__(self, sources: frozenset[int]) -> None:
         super().__init__("a modelled VM")
         self.sources = sources
         self.irqfds: dict[int, int] = {}  # descriptor to GSI
+        self._bound: dict[int, object] = {}  # descriptor to the eventfd that it was
         self.arrived: set[int] = set()
 
     def _answer(self, request: Request, arg: Any) -> int:
@@ -129,6 +179,9 @@ class _ModelVmFile(_ModelFile):
             return errno.ENOTTY
         fd, gsi, flags, _ = _IRQFD.unpack_from(arg)
         self.take_in()
+        held = self._hold(fd)
+        if held is None:
+            return errno.EBADF
         if flags & kvm.KVM_IRQFD_FLAG_DEASSIGN:
             # Nothing is said where eventfd and GSI do not match.
             if self.irqfds.get(fd) == gsi:
@@ -137,17 +190,18 @@ class _ModelVmFile(_ModelFile):
             return errno.EBUSY
         else:
             self.irqfds[fd] = gsi
+            self._bound[fd] = held
         return 0
 
     def take_in(self) -> None:
         """What the kernel does at once: events become interrupts, or nothing."""
         for fd, gsi in list(self.irqfds.items()):
+            if self._known(fd) is not self._bound[fd]:
+                del self.irqfds[fd]  # closed: that has unbound it
+                continue
             try:
                 calls.eventfd_read(fd)
             except BlockingIOError:
-                continue
-            except OSError:
-                del self.irqfds[fd]  # closed: that has unbound it
                 continue
             if gsi in self.sources:
                 self.arrived.add(gsi)

@@ -8,7 +8,7 @@ binding stays for the unmasking.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
@@ -46,9 +46,9 @@ class Path:
 
     __slots__ = ("_masked", "_sent", "irqfd", "message", "number")
 
-    def __init__(self, number: int, message: MsiMessage | None = None) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.message = message
+        self.message: MsiMessage | None = None
         self.irqfd: Irqfd | None = None
         self._sent: EventFd | None = None
         self._masked: EventFd | None = None
@@ -68,6 +68,18 @@ class Path:
         if self._masked is None:
             self._masked = EventFd(f"int{self.number}")
         return self._masked
+
+    def part(self) -> int:
+        """Close the eventfd that is an irqfd, which ends that; :attr:`to_guest` makes another.
+
+        Returns:
+            How many interrupts were still on it.
+        """
+        before, self._sent = self._sent, None
+        if before is None or before.closed:
+            return 0
+        with before:
+            return before.take()
 
     def take(self) -> int:
         """Interrupts that arrived while masked, since the last look."""
@@ -174,11 +186,18 @@ class BestPaths(Paths):
 
     def __init__(self, irq: Irq, irqfds: Irqfds, gsis: GsiMapping) -> None:
         super().__init__(irq, irqfds, gsis)
-        self._masked: set[int] = set()
+        self._pointed: dict[int, EventFd] = {}  # what VFIO signals, by vector
         self._allocated = 0  # vectors that VFIO has been told of
 
     def enable(self, messages: Mapping[int, MsiMessage]) -> None:
+        if self.irq.enabled:
+            raise errors.StateError(
+                f"{self.irq.name} vectors of the device are enabled for this process, and would "
+                "end with those that are forwarded: close them first"
+            )
         try:
+            # What an earlier disable() may have been refused; as a rule nothing.
+            self.irq.disable()
             self.unmask(messages)
             if not self._allocated:
                 # Enabled without a vector, as QEMU has it since 5ebffa4e87: no dummy is needed.
@@ -191,27 +210,48 @@ class BestPaths(Paths):
     def unmask(self, messages: Mapping[int, MsiMessage]) -> None:
         if not messages:
             return
-        new = [number for number in messages if number not in self._paths]
+        # The undoing of a step may be refused too (a device that has gone). It goes on with the
+        # next one then, and what is told is the first refusal.
         with ExitStack() as undo:
-            if new:
-                self._join(new, messages, undo)
-            if len(new) < len(messages):
-                self._update({n: m for n, m in messages.items() if n not in new}, undo)
-            self._masked.difference_update(messages)
-            undo.callback(self._masked.update, messages)
-            self._send_to_guest(sorted(messages))
+            self._open([number for number in messages if number not in self._paths], undo)
+            paths = [self._paths[number] for number in messages]
+            unbound = [path for path in paths if path.irqfd is None]
+            changed = [
+                (path, path.irqfd)
+                for path in paths
+                if path.irqfd is not None and path.message != messages[path.number]
+            ]
+            before = [(path, path.message) for path in paths]
+            with self.gsis.batch():
+                gsis = self.gsis.add([messages[path.number] for path in unbound])
+                moves = [
+                    (path, irqfd, self.gsis.update(irqfd.gsi, messages[path.number]))
+                    for path, irqfd in changed
+                ]
+            undo.callback(self._restore_gsis, gsis, before, moves)
+            for path in paths:
+                path.message = messages[path.number]
+            undo.callback(self._unbind, unbound)
+            for path, irqfd in zip(
+                unbound,
+                self.irqfds.assign_many(
+                    zip([path.to_guest for path in unbound], gsis, strict=True)
+                ),
+                strict=True,
+            ):
+                path.irqfd = irqfd
+            for path, irqfd, gsi in moves:
+                if gsi != irqfd.gsi:
+                    undo.callback(self._bind_again, path, irqfd.gsi)
+                    path.irqfd = None
+                    irqfd.close()
+                    path.irqfd = self.irqfds.assign(path.to_guest, gsi)
+            self._point({path.number: path.to_guest for path in paths})
             undo.pop_all()
 
     def mask(self, numbers: Sequence[int]) -> None:
-        if not numbers:
-            return
-        self._masked.update(numbers)
-        try:
-            for run in _runs(numbers):
-                self._signal(run[0], [self._paths[number].to_us for number in run])
-        except BaseException:
-            self._masked.difference_update(numbers)
-            raise
+        # All eventfds first, so that having too few of them changes nothing.
+        self._point({number: self._paths[number].to_us for number in numbers})
 
     def disable(self) -> None:
         with ExitStack() as steps:
@@ -225,85 +265,132 @@ class BestPaths(Paths):
         for path in self._paths.values():
             path.close()
         self._paths = {}
-        self._masked.clear()
+        self._pointed = {}
         self._allocated = 0
 
-    def _join(
-        self, numbers: Sequence[int], messages: Mapping[int, MsiMessage], undo: ExitStack
-    ) -> None:
-        """Eventfd, GSI and irqfd for vectors that have none."""
-        paths = [Path(number, messages[number]) for number in numbers]
-        for path in paths:
-            self._paths[path.number] = path
+    def _open(self, numbers: Sequence[int], undo: ExitStack) -> None:
+        """Ways, with the eventfds that are to be irqfds."""
+        for number in numbers:
+            path = self._paths[number] = Path(number)
             undo.callback(path.close)
-            undo.callback(self._paths.pop, path.number)
+            undo.callback(self._paths.pop, number)
+            try:
+                path.to_guest  # noqa: B018 (made now)
+            except errors.OpenFilesLimit as error:
+                raise errors.OpenFilesLimit.from_call(
+                    error,
+                    f"{len(numbers)} vectors need {len(numbers)} descriptors, and as many again "
+                    "for those that are masked meanwhile; raise the limit (ulimit -n)",
+                ) from None
+
+    # Undoing. What cannot be undone is left so that the next attempt does it afresh.
+
+    def _restore_gsis(
+        self,
+        added: Sequence[int],
+        before: Sequence[tuple[Path, MsiMessage | None]],
+        moves: Sequence[tuple[Path, Irqfd, int]],
+    ) -> None:
+        messages = dict(before)
+        for path, message in before:
+            path.message = message
         try:
-            eventfds = [path.to_guest for path in paths]
-        except errors.OpenFilesLimit as error:
-            raise errors.OpenFilesLimit.from_call(
-                error,
-                f"{len(numbers)} vectors need {len(numbers)} descriptors, and as many again for "
-                "those that are masked meanwhile; raise the limit (ulimit -n)",
-            ) from None
-        gsis = self.gsis.add([messages[number] for number in numbers])
-        undo.callback(self.gsis.remove, gsis)
-        irqfds = self.irqfds.assign_many(zip(eventfds, gsis, strict=True))
-        undo.callback(self.irqfds.end_many, list(zip(irqfds, eventfds, strict=True)))
-        for path, irqfd in zip(paths, irqfds, strict=True):
-            path.irqfd = irqfd
+            with self.gsis.batch():
+                self.gsis.remove(added)
+                for path, _, gsi in moves:
+                    message = messages[path]
+                    if message is not None:
+                        self.gsis.update(gsi, message)
+        except errors.Error:
+            # Nothing is bound to the new ones: the next commit takes them away.
+            self.gsis.forget(added)
+            for path, _, _ in moves:
+                path.message = None
 
-    def _update(self, messages: Mapping[int, MsiMessage], undo: ExitStack) -> None:
-        """Messages that may have changed, of vectors that are joined already."""
-        before: dict[int, MsiMessage] = {}
-        moves: list[tuple[Path, Irqfd, int]] = []
-        with self.gsis.batch():
-            for number, message in messages.items():
-                path = self._paths[number]
-                irqfd, known = path.irqfd, path.message
-                assert irqfd is not None
-                assert known is not None
-                if message != known:
-                    before[number] = known
-                    moves.append((path, irqfd, self.gsis.update(irqfd.gsi, message)))
-        if not before:
+    def _unbind(self, paths: Sequence[Path]) -> None:
+        bound = [(path.irqfd, path.to_guest) for path in paths if path.irqfd is not None]
+        with suppress(errors.Error):
+            self.irqfds.end_many(bound)
+        for path in paths:
+            path.irqfd = None
+            path.part()
+
+    def _bind_again(self, path: Path, gsi: int) -> None:
+        """Bind a way to the GSI that it had, by a fresh eventfd: what a refused KVM_IRQFD has done
+        to the other one is not known, and closing that undoes it."""
+        old = path.to_guest
+        path.irqfd = None
+        missed = path.part()
+        with suppress(errors.Error):
+            path.irqfd = self.irqfds.assign(path.to_guest, gsi)
+            if missed:
+                path.to_guest.signal(missed)
+        if self._pointed.get(path.number) is old:
+            with suppress(errors.Error):
+                self._point({path.number: path.to_guest})
+
+    # VFIO.
+
+    def _point(self, targets: Mapping[int, EventFd]) -> None:
+        """Let VFIO signal these eventfds, by vector; in one call where that can be."""
+        before = self._pointed
+        changed = sorted(n for n, eventfd in targets.items() if before.get(n) is not eventfd)
+        if not changed:
             return
-        for number in before:
-            self._paths[number].message = messages[number]
-        undo.callback(self._update, before, undo)
-        for path, irqfd, gsi in moves:
-            if gsi != irqfd.gsi:
-                irqfd.close()
-                path.irqfd = self.irqfds.assign(path.to_guest, gsi)
+        allocated = self._allocated
+        self._pointed = {**before, **targets}
+        try:
+            self._tell(changed)
+        except BaseException:
+            self._pointed = before
+            with suppress(errors.Error):
+                self._tell_again(changed, allocated)
+            raise
 
-    def _send_to_guest(self, numbers: Sequence[int]) -> None:
-        """Point VFIO at these vectors' eventfds, in one call where that can be."""
-        first, end = numbers[0], numbers[-1] + 1
+    def _tell(self, numbers: Sequence[int]) -> None:
+        end = numbers[-1] + 1
         if not self._allocated:
-            if self.irq.noresize or (first == 0 and len(numbers) == end):
-                first = 0
+            if self.irq.noresize or len(numbers) == end:
+                numbers = range(end)
             else:
                 # The first call allocates the host's vectors up to its last; this one, almost none.
                 self._signal(0, [None])
+                self._allocated = 1
         elif self.irq.noresize and end > self._allocated:
             # Interrupts in between are lost, as in QEMU: the kernel has no other way.
             self.irq.disable()
-            first = 0
-        self._signal(first, [self._eventfd(number) for number in range(first, end)])
-        self._allocated = max(self._allocated, end)
+            self._allocated = 0
+            numbers = range(end)
+        for run in _runs(numbers, self._pointed):
+            self._signal(run.start, [self._pointed.get(number) for number in run])
+            self._allocated = max(self._allocated, run.stop)
 
-    def _eventfd(self, number: int) -> EventFd | None:
-        path = self._paths.get(number)
-        if path is None:
-            return None
-        return path.to_us if number in self._masked else path.to_guest
+    def _tell_again(self, numbers: Sequence[int], allocated: int) -> None:
+        """After a refusal: as it was. The kernel may have parted any vector that the refused call
+        named, those that it had joined before included."""
+        if not allocated or self._allocated < allocated:
+            self._allocated = 0
+            self.irq.disable()
+        if self.irq.noresize and numbers[-1] >= allocated:
+            numbers = range(allocated)
+        numbers = [number for number in numbers if number < max(allocated, self._allocated)]
+        for run in _runs(numbers, self._pointed):
+            self._signal(run.start, [self._pointed.get(number) for number in run])
+        self._allocated = max(self._allocated, allocated)
+        for number in numbers:
+            # What came to us meanwhile was the guest's.
+            path = self._paths.get(number)
+            if path is not None and self._pointed.get(number) is path.to_guest and path.take():
+                path.to_guest.signal()
 
 
-def _runs(numbers: Iterable[int]) -> list[list[int]]:
-    """Consecutive numbers together."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
+def _runs(numbers: Sequence[int], pointed: Container[int]) -> list[range]:
+    """Sorted numbers, as ranges that have none but them and vectors without eventfd, which a call
+    may name for nothing."""
+    runs: list[range] = []
+    for number in numbers:
+        if runs and not any(between in pointed for between in range(runs[-1].stop, number)):
+            runs[-1] = range(runs[-1].start, number + 1)
         else:
-            runs.append([number])
+            runs.append(range(number, number + 1))
     return runs

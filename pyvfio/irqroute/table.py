@@ -6,6 +6,7 @@ PCI Local Bus 3.0, 6.8.2: table, pending bits, and the two bits of the message c
 from __future__ import annotations
 
 from collections.abc import Iterable, MutableSequence, Sequence
+from contextlib import suppress
 from typing import NoReturn, Protocol, overload
 
 from pyvfio import errors
@@ -46,11 +47,13 @@ class VirtualMsix(MutableSequence[MsixEntry]):
     It begins as a device after a reset: disabled, every entry zero and masked, nothing pending. A
     vector *sends* while MSI-X is enabled and neither the function nor the vector is masked. An
     interrupt of a vector that may not send is kept in its pending bit and sent, once, when the
-    vector may send again.
+    vector may send again; disabling forgets it.
 
     Entries are read and written whole (``msix[0] = MsixEntry(...)``) or as a guest does, by
     :meth:`write_table`. As a guest must, mask a vector before changing its message: a new message
-    counts from the next unmasking on.
+    counts from the next unmasking on. A write that raises has not been done.
+
+    One thread at a time may use it.
     """
 
     def __init__(self, entries: int, follower: Follower) -> None:
@@ -97,6 +100,9 @@ class VirtualMsix(MutableSequence[MsixEntry]):
             if after & _ENABLE:
                 self._control = before
             raise
+        finally:
+            if not self._control & _ENABLE:
+                self._pending = 0
         if not sent:
             self._deliver(self._sending())
 
@@ -130,13 +136,22 @@ class VirtualMsix(MutableSequence[MsixEntry]):
         return self._table[index]
 
     def __setitem__(self, index: int | slice, value: MsixEntry | Iterable[MsixEntry]) -> None:
-        """Write an entry as a driver does: masked meanwhile."""
+        """Write an entry as a driver does: masked meanwhile.
+
+        If it raises, the entry is as before, or, where even that is refused, masked.
+        """
         if isinstance(index, slice) or not isinstance(value, MsixEntry):
             raise errors.ArgumentError("entries are set one at a time: msix[0] = MsixEntry(...)")
-        self._check(index)
+        before = self[index]
         self._set_mask(index, True)
-        self._table[index] = value._replace(masked=True)
-        self._set_mask(index, value.masked)
+        try:
+            self._table[index] = value._replace(masked=True)
+            self._set_mask(index, value.masked)
+        except BaseException:
+            self._table[index] = before._replace(masked=True)
+            with suppress(errors.Error):
+                self._set_mask(index, before.masked)
+            raise
 
     def __delitem__(self, index: int | slice) -> NoReturn:
         raise errors.ArgumentError("a table has a fixed number of entries")
@@ -162,12 +177,19 @@ class VirtualMsix(MutableSequence[MsixEntry]):
 
     def write_table(self, offset: int, value: int, width: int = 4) -> None:
         """Write 4 or 8 bytes of the table, at a multiple of that; errors as :meth:`read_table`."""
-        for at in self._words(offset, width):
-            word = value >> 8 * (at - offset) & 0xFFFFFFFF
-            if at % ENTRY_SIZE != _CONTROL:
+        words = self._words(offset, width)
+        before = [self._table.read32(at) for at in words]
+        try:
+            for at in words:
+                word = value >> 8 * (at - offset) & 0xFFFFFFFF
+                if at % ENTRY_SIZE != _CONTROL:
+                    self._table.write32(at, word)
+                    continue
+                self._set_mask(at // ENTRY_SIZE, bool(word & pci_regs.PCI_MSIX_ENTRY_CTRL_MASKBIT))
+        except BaseException:
+            for at, word in zip(words, before, strict=True):
                 self._table.write32(at, word)
-                continue
-            self._set_mask(at // ENTRY_SIZE, bool(word & pci_regs.PCI_MSIX_ENTRY_CTRL_MASKBIT))
+            raise
 
     # Pending bits.
 
@@ -217,6 +239,7 @@ class VirtualMsix(MutableSequence[MsixEntry]):
         Raises:
             RangeError: there is no such vector.
         """
+        self._check(vector)
         return self._control & (_ENABLE | _MASKALL) == _ENABLE and not self._table[vector].masked
 
     def reset(self) -> None:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pyvfio._sys import File
@@ -23,6 +24,9 @@ _IRQ_SET = struct.Struct("<5I")  # argsz, flags, index, start, count
 _IRQFD = struct.Struct("<4I")  # fd, gsi, flags, resamplefd
 _ROUTING = struct.Struct("<II")  # nr, flags
 _ROUTE = struct.Struct("<8I16x")  # gsi, type, flags, pad; address, data, devid
+
+
+_Watcher = Callable[[Request, Any, "int | OSError"], None]
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,19 @@ class Trace:
             modelled: no kernel is behind them.
         """
 
-        def watch(request: Request, argument: Any, outcome: int | OSError) -> None:
+        def watch(
+            also: _Watcher | None, request: Request, argument: Any, outcome: int | OSError
+        ) -> None:
             event = decode(request, argument, outcome, names(), modelled)
             if event is not None:
                 self.events.append(event)
+            if also is not None:
+                also(request, argument, outcome)
 
         with ExitStack() as undo:
             for file in files:
                 undo.callback(setattr, file, "watcher", file.watcher)
-                file.watcher = watch
+                file.watcher = partial(watch, file.watcher)
             yield self
 
     def take(self) -> list[Event]:

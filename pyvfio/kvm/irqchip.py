@@ -12,6 +12,7 @@ from pyvfio.kvm.routes import Pin
 
 _IOAPIC_PINS = 24
 _PIC_PINS = 16
+_MAX_ROUTES = 4096  # KVM_MAX_IRQ_ROUTES
 
 
 class Irqchip(ABC):
@@ -103,7 +104,12 @@ class SplitIrqchip(Irqchip):
         """
         Args:
             pins: GSIs to keep free for the caller's own I/O APIC.
+
+        Raises:
+            RangeError: it is no number of pins.
         """
+        if not 0 <= pins <= _MAX_ROUTES:
+            raise errors.RangeError(f"an I/O APIC has 0 to {_MAX_ROUTES} pins here, not {pins}")
         self.first_gsi = pins
 
     def create(self, vm: File) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pyvfio import errors
-from pyvfio._sys import EventFd, File
+from pyvfio._sys import EventFd, File, sysfs
 from pyvfio._sys.closing import Closing
 from pyvfio.abi import kvm
 
 if TYPE_CHECKING:
     from pyvfio.kvm.irqchip import Irqchip
 
-_ARGUMENT = struct.Struct("<4I16x")  # kvm_irqfd: fd, gsi, flags, resamplefd
-_MAX_GSI = 0xFFFFFFFF
+_ARGUMENT = struct.Struct("<iIIi16x")  # kvm_irqfd: fd, gsi, flags, resamplefd
+_PLAIN = struct.Struct("<iI24x")  # without flags
 
 
 class HasFileno(Protocol):
@@ -83,24 +85,25 @@ class Irqfds:
                 interrupts); for :meth:`pyvfio.device.irq.Irq.unmask_by`.
 
         Raises:
-            Busy: the eventfd is an irqfd already, of this VM or another.
+            Busy: the eventfd is an irqfd already, of this VM or, on newer kernels (seen on
+                6.18), another.
             NoIrqchip: the VM has no irqchip in the kernel.
             Unsupported: its irqchip cannot resample.
             RangeError: a GSI has 32 bits.
+            ArgumentError: a descriptor is no eventfd.
             Closed: the VM, or the eventfd, is closed.
             KernelError: the kernel refused otherwise.
         """
-        if not 0 <= gsi <= _MAX_GSI:
-            raise errors.RangeError(f"a GSI is a number of 32 bits, not {gsi}")
         if resample is None:
-            argument = _ARGUMENT.pack(eventfd.fileno(), gsi, 0, 0)
-        else:
-            flags = kvm.KVM_IRQFD_FLAG_RESAMPLE
-            argument = _ARGUMENT.pack(eventfd.fileno(), gsi, flags, resample.fileno())
+            return self.assign_many(((eventfd, gsi),))[0]
+        flags = kvm.KVM_IRQFD_FLAG_RESAMPLE
         try:
-            self._vm.ioctl(kvm.KVM_IRQFD, argument)
+            argument = _ARGUMENT.pack(eventfd.fileno(), gsi, flags, resample.fileno())
+            self._vm.ioctl(kvm.KVM_IRQFD, bytearray(argument))
+        except struct.error:
+            raise _no_gsi(gsi) from None
         except errors.KernelError as error:
-            raise self._refused(error, resample is not None) from None
+            raise self._refused(error, eventfd, resample) from None
         irqfd = Irqfd(self, eventfd, gsi)
         self._assigned.add(irqfd)
         return irqfd
@@ -112,13 +115,25 @@ class Irqfds:
             As :meth:`assign`.
         """
         done: list[Irqfd] = []
+        pack, ioctl, request = _PLAIN.pack_into, self._vm.ioctl, kvm.KVM_IRQFD
+        argument = bytearray(_PLAIN.size)  # the same for all: thousands are a matter of time
         try:
             for eventfd, gsi in pairs:
-                done.append(self.assign(eventfd, gsi))
+                try:
+                    pack(argument, 0, eventfd.fileno(), gsi)
+                    ioctl(request, argument)
+                except struct.error:
+                    raise _no_gsi(gsi) from None
+                except errors.KernelError as error:
+                    raise self._refused(error, eventfd) from None
+                done.append(Irqfd(self, eventfd, gsi))
         except BaseException:
-            for irqfd in done:
-                irqfd.close()
+            self._assigned.update(done)
+            with ExitStack() as undo:
+                for irqfd in done:
+                    undo.callback(irqfd.close)
             raise
+        self._assigned.update(done)
         return done
 
     def end_many(self, pairs: Sequence[tuple[Irqfd, EventFd]]) -> None:
@@ -149,9 +164,10 @@ class Irqfds:
         return iter(tuple(self._assigned))
 
     def _deassign(self, irqfd: Irqfd) -> None:
-        if irqfd not in self._assigned:
+        try:
+            self._assigned.remove(irqfd)
+        except KeyError:
             return
-        self._assigned.discard(irqfd)
         if self._vm.closed:
             return
         try:
@@ -159,9 +175,11 @@ class Irqfds:
         except ValueError:
             return  # closing the eventfd has unbound it
         argument = _ARGUMENT.pack(fd, irqfd.gsi, kvm.KVM_IRQFD_FLAG_DEASSIGN, 0)
-        self._vm.ioctl(kvm.KVM_IRQFD, argument)
+        self._vm.ioctl(kvm.KVM_IRQFD, bytearray(argument))
 
-    def _refused(self, error: errors.KernelError, resample: bool) -> errors.Error:
+    def _refused(
+        self, error: errors.KernelError, eventfd: HasFileno, resample: HasFileno | None = None
+    ) -> errors.Error:
         number = error.errno
         if number == errno.EBUSY:
             return errors.Busy.from_call(
@@ -178,6 +196,15 @@ class Irqfds:
                 f"irqfds of a {self._irqchip.name} cannot resample: only a full irqchip sees when "
                 "the guest acknowledges a level-triggered interrupt"
             )
-        if number == errno.EINVAL:
-            return errors.KernelError.from_call(error, "the descriptor is no eventfd")
+        if number in (errno.EINVAL, errno.EBADF):
+            for fd in [each.fileno() for each in (eventfd, resample) if each is not None]:
+                what = sysfs.link_name(Path(f"/proc/self/fd/{fd}"))
+                if what != "anon_inode:[eventfd]":
+                    return errors.ArgumentError(
+                        f"descriptor {fd} is no eventfd, but {what or 'closed'}"
+                    )
         return error
+
+
+def _no_gsi(gsi: int) -> errors.RangeError:
+    return errors.RangeError(f"a GSI is a number of 32 bits, not {gsi}")

@@ -6,6 +6,7 @@ in x2APIC mode too, save the ID.
 
 from __future__ import annotations
 
+from pyvfio import errors
 from pyvfio.abi import kvm_x86
 
 _ID, _TPR, _SPURIOUS = 0x20, 0x80, 0xF0
@@ -13,6 +14,7 @@ _ISR, _TMR, _IRR = 0x100, 0x180, 0x200
 _SOFTWARE_ENABLE = 1 << 8
 _BITS = 32
 _STRIDE = 16  # each register has 16 bytes to itself
+_VECTORS = range(256)
 
 
 class LocalApic:
@@ -33,11 +35,15 @@ class LocalApic:
         self._registers = memoryview(state).cast("B").cast("I")
 
     def __getitem__(self, offset: int) -> int:
-        """The 32-bit register at byte `offset` of the page (a multiple of 16)."""
-        return self._registers[offset // 4]
+        """The 32-bit register at byte `offset` of the page.
+
+        Raises:
+            RangeError: none begins there.
+        """
+        return self._registers[_word(offset)]
 
     def __setitem__(self, offset: int, value: int) -> None:
-        self._registers[offset // 4] = value
+        self._registers[_word(offset)] = value
 
     @property
     def id(self) -> int:
@@ -102,14 +108,25 @@ class LocalApic:
     def _vectors(self, base: int) -> frozenset[int]:
         return frozenset(
             word * _BITS + bit
-            for word in range(256 // _BITS)
+            for word in range(len(_VECTORS) // _BITS)
             if (bits := self[base + word * _STRIDE])
             for bit in range(_BITS)
             if bits >> bit & 1
         )
 
     def _set_vectors(self, base: int, vectors: frozenset[int]) -> None:
-        for word in range(256 // _BITS):
+        if beyond := [vector for vector in vectors if vector not in _VECTORS]:
+            raise errors.RangeError(f"interrupt vectors are 0 to 0xff, not {beyond}")
+        for word in range(len(_VECTORS) // _BITS):
             self[base + word * _STRIDE] = sum(
                 1 << vector % _BITS for vector in vectors if vector // _BITS == word
             )
+
+
+def _word(offset: int) -> int:
+    if offset not in range(0, kvm_x86.KVM_APIC_REG_SIZE, _STRIDE):
+        raise errors.RangeError(
+            f"the local APIC has registers at multiples of {_STRIDE} bytes, below "
+            f"{kvm_x86.KVM_APIC_REG_SIZE:#x}, not at {offset:#x}"
+        )
+    return offset // 4

@@ -29,7 +29,8 @@ def apic_message(vector: int, apic_id: int = 0) -> MsiMessage:
     """The message of an edge-triggered interrupt to one local APIC of x86 (fixed delivery).
 
     Intel SDM volume 3, "Message Signalled Interrupts". IDs above 255 take the upper address bits,
-    in the format of ``KVM_CAP_X2APIC_API`` (:meth:`pyvfio.kvm.VM.use_x2apic_format`).
+    in the format of ``KVM_CAP_X2APIC_API`` (:meth:`pyvfio.kvm.VM.use_x2apic_format`); a VM without
+    it does not look there, and takes the lowest 8 bits for the ID.
 
     Args:
         vector: interrupt vector, 0x10 to 0xff.
@@ -43,3 +44,17 @@ def apic_message(vector: int, apic_id: int = 0) -> MsiMessage:
     if not 0 <= apic_id < 1 << 32:
         raise errors.RangeError(f"an APIC ID has 32 bits, {apic_id:#x} does not fit")
     return MsiMessage((apic_id >> 8) << 40 | _APIC_BASE | (apic_id & 0xFF) << 12, vector)
+
+
+def check_message(message: MsiMessage, *, x2apic_format: bool) -> None:
+    """Raises ArgumentError where it is no message, or none in the VM's format."""
+    address, data = message
+    if not (0 <= address < 1 << 64 and 0 <= data < 1 << 32):
+        raise errors.ArgumentError(
+            f"an MSI message has an address of 64 bits and data of 32, not {message}"
+        )
+    if x2apic_format and address >> 32 & 0xFF:
+        raise errors.ArgumentError(
+            f"in the x2APIC format bits 39 to 32 of a message's address are 0, not in {message}: "
+            "an APIC ID's bits from 8 on belong at bit 40 and above"
+        )

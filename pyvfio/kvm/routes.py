@@ -11,18 +11,18 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import chain, filterfalse, islice
 from typing import NamedTuple
 
 from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio.abi import kvm
-from pyvfio.kvm.message import MsiMessage
+from pyvfio.kvm.message import MsiMessage, check_message
 
 _HEADER = struct.Struct("<II")  # kvm_irq_routing: nr, flags
-_MSI = struct.Struct("<8I16x")  # kvm_irq_routing_entry: gsi, type, flags, pad; address, data, devid
-_PIN = struct.Struct("<6I24x")  # gsi, type, flags, pad; irqchip, pin
+_MSI = struct.Struct("<II8xQI20x")  # kvm_irq_routing_entry: gsi, type; address, data
+_PIN = struct.Struct("<II8xII24x")  # gsi, type; irqchip, pin
 _ENTRY_SIZE = 48
-_LOW = 0xFFFFFFFF
 
 
 class Pin(NamedTuple):
@@ -61,25 +61,27 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         self.limit = limit
         self._vm = vm
         self._lock = threading.RLock()
-        self._batches = 0
         # The kernel's form of each GSI's entries.
         self._table = {gsi: b"".join(_pins(gsi, pins)) for gsi, pins in defaults.items()}
         self._entries = sum(map(len, defaults.values()))
-        # A bit for each GSI that can be allocated.
-        self._free = (1 << limit) - 1 & -1 << first_gsi
-        for gsi in defaults:
-            self._free &= ~(1 << gsi)
+        # The kernel begins with a route to every pin that the irqchip has.
+        self._irqchip_pins = frozenset(chain.from_iterable(defaults.values()))
+        self._first_gsi = first_gsi
+        self._lowest = first_gsi  # no GSI that may be allocated is free below
+        self._batches = 0
+        self._undo: list[dict[int, bytes | None]] = []  # what the open batches have replaced
         self._dirty = False
+        self._commits = 0
         self._x2apic_format = False
 
     # The table as it is, with what a batch has changed so far.
 
     def __getitem__(self, gsi: int) -> MsiMessage | tuple[Pin, ...]:
         raw = self._table[gsi]
-        _, kind, _, _, low, high, data, _ = _MSI.unpack_from(raw)
+        _, kind, address, data = _MSI.unpack_from(raw)
         if kind == kvm.KVM_IRQ_ROUTING_MSI:
-            return MsiMessage(high << 32 | low, data)
-        return tuple(Pin(*_PIN.unpack(entry)[4:]) for entry in _split(raw))
+            return MsiMessage(address, data)
+        return tuple(Pin(*pin) for _, _, *pin in _PIN.iter_unpack(raw))
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._table))
@@ -109,9 +111,8 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         if gsi is None:
             return self.add_many((message,))[0]
         with self.batch():
-            self._check_message(message)
-            self._take(gsi)
-            self._table[gsi] = _msi(gsi, message)
+            self._check_vacant(gsi)
+            self._put(gsi, self._msi(gsi, message))
         return gsi
 
     def add_many(self, messages: Iterable[MsiMessage]) -> list[int]:
@@ -123,23 +124,32 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         Raises:
             As :meth:`add`; then none of them is routed.
         """
+        messages = tuple(messages)
         with self.batch():
-            free, table, pack, kind = self._free, self._table, _MSI.pack, kvm.KVM_IRQ_ROUTING_MSI
-            gsis = []
-            for message in messages:
-                address, data = message
-                if address & _SUSPECT or data >> 32:
+            self._check_routable()
+            if self._x2apic_format:
+                for message in messages:
                     self._check_message(message)
-                bit = free & -free
-                gsi = bit.bit_length() - 1
-                free ^= bit
-                if gsi < 0:
-                    raise self._exhausted("no GSI is free")
-                table[gsi] = pack(gsi, kind, 0, 0, address & _LOW, address >> 32, data, 0)
-                gsis.append(gsi)
-            self._free = free
-            self._entries += len(gsis)
-            self._changed()
+            vacant = filterfalse(self._table.__contains__, range(self._lowest, self.limit))
+            gsis = list(islice(vacant, len(messages)))
+            if len(gsis) < len(messages):
+                raise self._exhausted("no GSI is free")
+            pack, kind = _MSI.pack, kvm.KVM_IRQ_ROUTING_MSI
+            try:
+                added = {
+                    gsi: pack(gsi, kind, address, data)
+                    for gsi, (address, data) in zip(gsis, messages, strict=True)
+                }
+            except struct.error:
+                for message in messages:
+                    self._check_message(message)
+                raise
+            if gsis:
+                self._undo.append(dict.fromkeys(gsis))
+                self._table.update(added)
+                self._entries += len(gsis)
+                self._lowest = gsis[-1] + 1
+                self._changed()
             return gsis
 
     def add_pin(self, gsi: int, *pins: Pin) -> None:
@@ -148,13 +158,13 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         Raises:
             As :meth:`add`; EINVAL where the irqchip has no such pins (split).
         """
+        if not pins or len({pin.irqchip for pin in pins}) < len(pins):
+            raise errors.ArgumentError(f"GSI {gsi} can have one pin of each irqchip, not {pins}")
+        if not all(0 <= number < 1 << 32 for pin in pins for number in pin):
+            raise errors.RangeError(f"irqchips and pins are numbers of 32 bits, not {pins}")
         with self.batch():
-            if not pins or len({pin.irqchip for pin in pins}) < len(pins):
-                raise errors.ArgumentError(
-                    f"GSI {gsi} can have one pin of each irqchip, not {pins}"
-                )
-            self._take(gsi, len(pins))
-            self._table[gsi] = b"".join(_pins(gsi, pins))
+            self._check_vacant(gsi)
+            self._put(gsi, b"".join(_pins(gsi, pins)))
 
     def change(self, gsi: int, message: MsiMessage) -> bool:
         """Give a GSI that is routed to a message another one.
@@ -166,14 +176,12 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
             ArgumentError: the GSI is not routed to a message, or as :meth:`add`.
         """
         with self.batch():
-            self._check_message(message)
             if not isinstance(self.get(gsi), MsiMessage):
                 raise errors.ArgumentError(f"GSI {gsi} is not routed to a message: add() it first")
-            raw = _msi(gsi, message)
+            raw = self._msi(gsi, message)
             if raw == self._table[gsi]:
                 return False
-            self._table[gsi] = raw
-            self._changed()
+            self._put(gsi, raw)
             return True
 
     def remove(self, *gsis: int, lazily: bool = False) -> None:
@@ -189,88 +197,124 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         """
         with self._lock, nullcontext() if lazily else self.batch():
             for gsi in gsis:
-                raw = self._table.pop(gsi, None)
-                if raw is not None:
-                    self._entries -= len(raw) // _ENTRY_SIZE
-                    self._free |= 1 << gsi
-                    self._dirty |= not lazily
+                if gsi in self._table:
+                    dirty = self._dirty
+                    self._put(gsi, None)
+                    self._dirty = dirty or not lazily
 
     @contextmanager
     def batch(self) -> Iterator[Routes]:
         """Commit all changes of the block at once, at its end.
 
-        An exception in the block, or the kernel's refusal, leaves the table as it was before. A
-        batch inside a batch is part of it. Other threads' changes wait meanwhile.
+        An exception in the block, or the kernel's refusal, leaves the table as it was before, with
+        the kernel too. A batch inside a batch is part of it; an exception that goes no further than
+        the inner one undoes its part. Other threads' changes wait meanwhile.
 
         Raises:
             NoIrqchip, KernelError: the kernel refused the table.
         """
         with self._lock:
-            before = self._table.copy(), self._entries, self._free, self._dirty
+            mark, dirty, commits = len(self._undo), self._dirty, self._commits
             self._batches += 1
             try:
                 yield self
                 if self._batches == 1 and self._dirty:
                     self.commit()
             except BaseException:
-                self._table, self._entries, self._free, self._dirty = before
+                for replaced in reversed(self._undo[mark:]):
+                    for gsi, raw in replaced.items():
+                        self._set(gsi, raw)
+                del self._undo[mark:]
+                # The block may have committed of its own; then the kernel has to go back too.
+                self._dirty = dirty or self._commits != commits
+                if self._batches == 1 and self._commits != commits:
+                    self.commit()
                 raise
             finally:
                 self._batches -= 1
+                if not self._batches:
+                    self._undo.clear()
 
     def commit(self) -> None:
         """Give the kernel the whole table, changed or not.
 
         Raises:
             NoIrqchip, KernelError: the kernel refused it.
+            Unsupported: this irqchip has no routes.
         """
         with self._lock:
-            entries = b"".join(self._table.values())
-            header = _HEADER.pack(len(entries) // _ENTRY_SIZE, 0)
+            argument = bytearray(_HEADER.pack(self._entries, 0))
+            argument += b"".join(self._table.values())
             try:
-                self._vm.ioctl(kvm.KVM_SET_GSI_ROUTING, bytearray(header + entries))
+                self._vm.ioctl(kvm.KVM_SET_GSI_ROUTING, argument)
             except errors.KernelError as error:
                 raise self._refused(error) from None
             self._dirty = False
+            self._commits += 1
 
-    def require_x2apic_format(self) -> None:
-        """From now on messages must have the format of ``KVM_CAP_X2APIC_API``."""
-        self._x2apic_format = True
+    @property
+    def x2apic_format(self) -> bool:
+        """Whether messages must have the format of ``KVM_CAP_X2APIC_API``."""
+        return self._x2apic_format
+
+    @contextmanager
+    def requiring_x2apic_format(self) -> Iterator[None]:
+        """Messages must have that format from the end of the block on, which tells the kernel.
+
+        Raises:
+            ArgumentError: one that is routed has not.
+        """
+        with self._lock:
+            for route in self.values():
+                if isinstance(route, MsiMessage):
+                    check_message(route, x2apic_format=True)
+            yield
+            self._x2apic_format = True
 
     def __repr__(self) -> str:
         return f"<Routes {self._entries} of {self.limit}>"
 
+    def _put(self, gsi: int, raw: bytes | None) -> None:
+        """Change one route, so that a batch can undo it."""
+        if self._batches:
+            self._undo.append({gsi: self._table.get(gsi)})
+        self._set(gsi, raw)
+        self._changed()
+
+    def _set(self, gsi: int, raw: bytes | None) -> None:
+        self._entries -= len(self._table.get(gsi, b"")) // _ENTRY_SIZE
+        if raw is None:
+            self._table.pop(gsi, None)
+            self._lowest = min(self._lowest, max(gsi, self._first_gsi))
+        else:
+            self._table[gsi] = raw
+            self._entries += len(raw) // _ENTRY_SIZE
+
     def _changed(self) -> None:
-        if not self.limit:
-            raise errors.Unsupported(
-                "this VM has no GSI routes: each GSI is one fixed input of its irqchip"
-            )
         if self._entries > self.limit:
             raise self._exhausted(f"the table has its {self.limit} entries")
         self._dirty = True
 
-    def _take(self, gsi: int, entries: int = 1) -> None:
+    def _check_routable(self) -> None:
+        if not self.limit:
+            self.commit()  # the kernel tells why not
+            raise errors.Unsupported(_FIXED)
+
+    def _check_vacant(self, gsi: int) -> None:
+        self._check_routable()
         if not 0 <= gsi < self.limit:
             raise errors.RangeError(f"GSIs are 0 to {self.limit - 1}, not {gsi}")
         if gsi in self._table:
             raise errors.ArgumentError(
                 f"GSI {gsi} is routed already: change() its message, or remove() it first"
             )
-        self._free &= ~(1 << gsi)
-        self._entries += entries
-        self._changed()
+
+    def _msi(self, gsi: int, message: MsiMessage) -> bytes:
+        self._check_message(message)
+        return _MSI.pack(gsi, kvm.KVM_IRQ_ROUTING_MSI, *message)
 
     def _check_message(self, message: MsiMessage) -> None:
-        address, data = message
-        if not (0 <= address < 1 << 64 and 0 <= data < 1 << 32):
-            raise errors.ArgumentError(
-                f"an MSI message has an address of 64 bits and data of 32, not {message}"
-            )
-        if self._x2apic_format and address >> 32 & 0xFF:
-            raise errors.ArgumentError(
-                f"in the x2APIC format bits 39 to 32 of a message's address are 0, not in {message}"
-                ": an APIC ID's bits from 8 on belong at bit 40 and above"
-            )
+        check_message(message, x2apic_format=self._x2apic_format)
 
     def _exhausted(self, what: str) -> errors.RoutesExhausted:
         return errors.RoutesExhausted(
@@ -278,34 +322,27 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
             "vectors"
         )
 
-    def _refused(self, error: errors.KernelError) -> errors.KernelError:
-        if error.errno != errno.EINVAL:
-            return error
-        if not self._vm.ioctl(kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_IRQ_ROUTING):
-            return error
-        return errors.KernelError.from_call(
-            error,
-            "the VM has no irqchip in the kernel, or an entry names a pin that its irqchip has "
-            "not got (a split irqchip has none)",
-        )
+    def _refused(self, error: errors.KernelError) -> errors.Error:
+        number = error.errno
+        if number == errno.ENOTTY:
+            return errors.Unsupported(_FIXED)
+        if number == errno.EINVAL and not self.limit:
+            return errors.NoIrqchip.from_call(
+                error, "the VM has no irqchip: make it with one, kvm.VM(kvm.FullIrqchip())"
+            )
+        if number == errno.EINVAL:
+            for gsi, route in self.items():
+                for pin in () if isinstance(route, MsiMessage) else route:
+                    if pin not in self._irqchip_pins:
+                        return errors.KernelError.from_call(
+                            error, f"GSI {gsi} leads to {pin}, which the VM's irqchip has not got"
+                        )
+        return error
 
 
-# Address bits that make a message worth a closer look: those that no message to an APIC ID below
-# 256 has, or that are more than 64.
-_SUSPECT = -1 << 32
-
-
-def _msi(gsi: int, message: MsiMessage) -> bytes:
-    address, data = message
-    kind = kvm.KVM_IRQ_ROUTING_MSI
-    return _MSI.pack(gsi, kind, 0, 0, address & _LOW, address >> 32, data, 0)
+_FIXED = "this VM has no GSI routes: each GSI is one fixed input of its irqchip"
 
 
 def _pins(gsi: int, pins: Iterable[Pin]) -> Iterator[bytes]:
     for pin in pins:
-        yield _PIN.pack(gsi, kvm.KVM_IRQ_ROUTING_IRQCHIP, 0, 0, *pin)
-
-
-def _split(raw: bytes) -> Iterator[bytes]:
-    for start in range(0, len(raw), _ENTRY_SIZE):
-        yield raw[start : start + _ENTRY_SIZE]
+        yield _PIN.pack(gsi, kvm.KVM_IRQ_ROUTING_IRQCHIP, *pin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from pyvfio import errors
 from pyvfio._sys import File
@@ -42,12 +41,15 @@ class System(Closing):
                     "in the firmware, or this is a virtual machine without nesting"
                 ) from None
             raise
-        version = self.file.ioctl(kvm.KVM_GET_API_VERSION)
-        if version != kvm.KVM_API_VERSION:
+        try:
+            version = self.file.ioctl(kvm.KVM_GET_API_VERSION)
+            if version != kvm.KVM_API_VERSION:
+                raise errors.NoKvm(
+                    f"{PATH} speaks version {version} of KVM's interface, not {kvm.KVM_API_VERSION}"
+                )
+        except BaseException:
             self.file.close()
-            raise errors.NoKvm(
-                f"{PATH} speaks version {version} of KVM's interface, not {kvm.KVM_API_VERSION}"
-            )
+            raise
 
     @property
     def vcpu_mmap_size(self) -> int:
@@ -73,7 +75,6 @@ class System(Closing):
                     f"{PATH} cannot create a VM: another hypervisor uses the processor's extensions"
                 ) from None
             raise
-        os.set_inheritable(fd, False)
         return File(fd, "a VM")
 
     def close(self) -> None:

@@ -110,7 +110,19 @@ class Vcpu(Closing):
         try:
             self.file.ioctl(kvm_x86.KVM_SET_LAPIC, lapic.state)
         except errors.KernelError as error:
-            raise _no_lapic(error) from None
+            if error.errno == errno.EINVAL:
+                self.lapic  # noqa: B018 (raises NoIrqchip where there is none)
+            raise
+
+    def enable_lapic(self) -> None:
+        """Software-enable the local APIC, as a guest's kernel does; before, it takes nothing.
+
+        Raises:
+            NoIrqchip: the VM has no local APICs in the kernel.
+        """
+        lapic = self.lapic
+        lapic.enabled = True
+        self.lapic = lapic
 
     def run(self) -> Exit:
         """Run guest code until something is to be done outside.
@@ -121,13 +133,20 @@ class Vcpu(Closing):
 
         Raises:
             CannotRunGuest: this KVM cannot execute guest code, or not in this state.
-            KernelError: the kernel refused.
+            KernelError: EFAULT, the guest touched memory that this process has unmapped or may
+                not write.
+            Closed: the vCPU is closed.
         """
         run = self._run
         try:
             self.file.ioctl(kvm.KVM_RUN)
         except errors.KernelError as error:
-            if error.errno != errno.EINTR:
+            if error.errno == errno.EFAULT:
+                raise errors.KernelError.from_call(
+                    error, "the guest touched memory that this process has not, or may not write"
+                ) from None
+            # EAGAIN: a vCPU that waited for another one to start it has been started.
+            if error.errno not in (errno.EINTR, errno.EAGAIN):
                 raise _cannot_run(f"{error}") from None
             return Exit(kvm.KVM_EXIT_INTR, None, 0, False, memoryview(b""))
         reason = run.exit_reason

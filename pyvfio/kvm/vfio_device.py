@@ -31,9 +31,10 @@ class Membership(Closing):
         """Take the group out; doing it again does nothing.
 
         Raises:
+            Closed: the group's file is closed, by which the kernel would know it.
             KernelError: the kernel refused.
         """
-        self._device._remove(self._group)
+        self._device._remove(self, self._group)
 
 
 class VfioDevice(Closing):
@@ -61,7 +62,7 @@ class VfioDevice(Closing):
                 raise errors.Busy.from_call(error, "the VM has a KVM-VFIO device") from None
             raise
         self.file = File(create.fd, "the VM's KVM-VFIO device")
-        self._groups: list[HasFileno] = []
+        self._members: set[Membership] = set()
 
     def add(self, group: HasFileno) -> Membership:
         """Tell KVM of a group.
@@ -82,19 +83,23 @@ class VfioDevice(Closing):
             if error.errno in (errno.EINVAL, errno.EBADF):
                 raise errors.ArgumentError("the descriptor is no VFIO group's") from None
             raise
-        self._groups.append(group)
-        return Membership(self, group)
+        membership = Membership(self, group)
+        self._members.add(membership)
+        return membership
 
     def close(self) -> None:
-        """Close it; the groups in it stay known until the VM is closed, unless taken out first."""
+        """Close it; the groups in it go too (on older kernels when the VM is closed).
+
+        Closing again does nothing.
+        """
         self.file.close()
 
-    def _remove(self, group: HasFileno) -> None:
-        if group not in self._groups:
+    def _remove(self, membership: Membership, group: HasFileno) -> None:
+        if membership not in self._members:
             return
-        self._groups.remove(group)
         if not self.file.closed:
             self._set(kvm.KVM_DEV_VFIO_GROUP_DEL, group)
+        self._members.discard(membership)
 
     def _set(self, attribute: int, group: HasFileno) -> None:
         fd = ctypes.c_int32(group.fileno())

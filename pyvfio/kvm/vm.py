@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +13,7 @@ from pyvfio._sys.closing import Closing
 from pyvfio.abi import kvm
 from pyvfio.kvm.irqchip import FullIrqchip, Irqchip
 from pyvfio.kvm.irqfd import Irqfds
-from pyvfio.kvm.message import MsiMessage
+from pyvfio.kvm.message import MsiMessage, check_message
 from pyvfio.kvm.routes import Routes
 from pyvfio.kvm.system import System
 from pyvfio.kvm.vcpu import Vcpu
@@ -92,6 +91,7 @@ class VM(Closing):
         )
         self.irqfds = Irqfds(self.file, self.irqchip)
         self._vcpus: list[Vcpu] = []
+        self._next_vcpu = 0
         self._slots: dict[int, MemorySlot] = {}
         self._vfio: VfioDevice | None = None
 
@@ -101,24 +101,30 @@ class VM(Closing):
 
     @property
     def vfio(self) -> VfioDevice:
-        """The KVM-VFIO device, made when it is first asked for.
+        """The KVM-VFIO device, made when it is first asked for, and again if it was closed.
 
         Raises:
             Unsupported, KernelError: it cannot be had.
         """
-        if self._vfio is None:
+        if self._vfio is None or self._vfio.file.closed:
             self._vfio = VfioDevice(self.file)
         return self._vfio
 
-    def create_vcpu(self) -> Vcpu:
-        """Add a vCPU; its number, and APIC ID, are the next ones, from 0 on.
+    def create_vcpu(self, number: int | None = None) -> Vcpu:
+        """Add a vCPU.
+
+        Args:
+            number: its number, also its APIC ID; None takes the next one, from 0 on.
 
         Raises:
-            KernelError: the kernel refused (EINVAL: as many as it can have).
+            KernelError: the kernel refused (EINVAL: as many as it can have, or no such number;
+                EEXIST: the number is taken).
         """
-        number = len(self._vcpus)
+        if number is None:
+            number = self._next_vcpu
         fd = self.file.ioctl(kvm.KVM_CREATE_VCPU, number)
-        os.set_inheritable(fd, False)
+        # Taken from here on, whatever becomes of the descriptor.
+        self._next_vcpu = max(self._next_vcpu, number + 1)
         vcpu = Vcpu(File(fd, f"vCPU {number}"), number, self._vcpu_mmap_size)
         try:
             self.irqchip.connect(vcpu.file, number)
@@ -138,10 +144,17 @@ class VM(Closing):
             readonly: the guest's writes come back from :meth:`Vcpu.run` instead ("MMIO").
 
         Raises:
-            ArgumentError: address or buffer are not whole pages.
+            ArgumentError: address or buffer are not whole pages, or the buffer is not writable.
+            RangeError: an address has 64 bits.
             KernelError: the kernel refused (EEXIST: it overlaps other memory of the guest).
         """
+        if not 0 <= address < 1 << 64:
+            raise errors.RangeError(f"a guest's address has 64 bits, {address:#x} does not fit")
         view = memoryview(buffer).cast("B")
+        if view.readonly:
+            raise errors.ArgumentError(
+                "guest memory needs a writable buffer, even where the guest may only read it"
+            )
         host = memory.address_of(view) if view.nbytes else 0
         page = memory.PAGE_SIZE
         if not view.nbytes or (address | host | view.nbytes) % page:
@@ -187,26 +200,35 @@ class VM(Closing):
         """Send a message, without a route.
 
         Returns:
-            Whether a vCPU took it; False where the guest blocked it.
+            Whether a local APIC took it; False where no vCPU has that APIC ID, or its local APIC
+            is disabled.
 
         Raises:
+            ArgumentError: the message does not fit the VM's format.
             NoIrqchip: the VM has no irqchip in the kernel.
             KernelError: the kernel refused.
         """
+        check_message(message, x2apic_format=self.routes.x2apic_format)
         address, data = message
         msi = kvm.kvm_msi(address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data)
         try:
             return self.file.ioctl(kvm.KVM_SIGNAL_MSI, msi) > 0
         except errors.KernelError as error:
+            # KVM's own -1 for "nobody there", which is also EPERM.
+            if error.errno == errno.EPERM:
+                return False
             raise self._without_irqchip(error) from None
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
-        """Raise or lower an interrupt line of the irqchip.
+        """Raise or lower an interrupt line; where its GSI has no route, nothing happens.
 
         Raises:
+            RangeError: a GSI has 32 bits.
             NoIrqchip: the VM has no irqchip in the kernel.
             KernelError: the kernel refused.
         """
+        if not 0 <= gsi < 1 << 32:
+            raise errors.RangeError(f"a GSI is a number of 32 bits, not {gsi}")
         line = kvm.kvm_irq_level(level=int(level))
         line.irq = gsi
         try:
@@ -222,6 +244,7 @@ class VM(Closing):
 
         Raises:
             Unsupported: this kernel cannot.
+            ArgumentError: a message that is routed does not have this format.
             KernelError: the kernel refused.
         """
         flags = kvm.KVM_X2APIC_API_USE_32BIT_IDS | kvm.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
@@ -229,8 +252,8 @@ class VM(Closing):
             raise errors.Unsupported("this kernel's KVM has no x2APIC format")
         enable = kvm.kvm_enable_cap(cap=kvm.KVM_CAP_X2APIC_API)
         enable.args[0] = flags
-        self.file.ioctl(kvm.KVM_ENABLE_CAP, enable)
-        self.routes.require_x2apic_format()
+        with self.routes.requiring_x2apic_format():
+            self.file.ioctl(kvm.KVM_ENABLE_CAP, enable)
 
     @property
     def closed(self) -> bool:

@@ -103,9 +103,7 @@ class ApicMachine(MachinePart):
                 self._vm.create_vcpu() for _ in range(-(-vectors // self._PER_VCPU) or 1)
             ]
             for vcpu in self._vcpus:
-                lapic = vcpu.lapic
-                lapic.enabled = True
-                vcpu.lapic = lapic
+                vcpu.enable_lapic()
         except BaseException:
             self._vm.close()
             raise
