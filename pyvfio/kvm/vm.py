@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 from contextlib import ExitStack
 from typing import Any
 
