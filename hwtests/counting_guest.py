@@ -45,6 +45,7 @@ class CountingGuest:
 
     Attributes:
         vcpu: its vCPU.
+        exits: how often it left to Python; 0 until it is stopped, whatever interrupts came.
     """
 
     def __init__(self, vm: VM) -> None:
@@ -58,6 +59,7 @@ class CountingGuest:
         self.vcpu = vm.create_vcpu()
         self._load()
         self._prepare(self.vcpu)
+        self.exits = 0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="counting guest")
 
@@ -106,6 +108,7 @@ class CountingGuest:
         try:
             while True:
                 exit = self.vcpu.run()
+                self.exits += exit.reason != abi.KVM_EXIT_INTR  # which is a signal, not the guest
                 if exit.reason == abi.KVM_EXIT_IO and exit.address == _STOP_PORT:
                     return
                 if exit.reason != abi.KVM_EXIT_INTR:
@@ -144,9 +147,7 @@ class CountingGuest:
         registers = vcpu.registers
         registers.rip, registers.rsp, registers.rflags = _MAIN, _STACK, 2
         vcpu.registers = registers
-        lapic = vcpu.lapic
-        lapic.enabled = True
-        vcpu.lapic = lapic
+        vcpu.enable_lapic()
 
 
 def _count(counter: int) -> bytes:

@@ -47,6 +47,10 @@ class EventFd(File):
             return calls.eventfd_read(self.fileno())
         except BlockingIOError:
             return 0
+        except OSError:
+            if self.closed:  # by another thread, just now
+                raise self._closed() from None
+            raise
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until there are events, and take them.

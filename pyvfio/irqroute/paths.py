@@ -368,9 +368,6 @@ class BestPaths(Paths):
     def _tell_again(self, numbers: Sequence[int], allocated: int) -> None:
         """After a refusal: as it was. The kernel may have parted any vector that the refused call
         named, those that it had joined before included."""
-        if not allocated or self._allocated < allocated:
-            self._allocated = 0
-            self.irq.disable()
         if self.irq.noresize and numbers[-1] >= allocated:
             numbers = range(allocated)
         numbers = [number for number in numbers if number < max(allocated, self._allocated)]

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 
 from pyvfio import errors
-from pyvfio._sys import calls
+from pyvfio._sys import EventFd, calls
 from pyvfio.abi import kvm, vfio
 from pyvfio.device.msix import MsixEntry
 from pyvfio.irqroute import BEFORE, D1F6AF6, PATCHED, MsiForwarder, Policy, VirtualMsix
 from pyvfio.irqroute.model import _ModelDeviceFile, _ModelFile, _ModelVmFile
+from pyvfio.kvm import Irqfd
 
-from .rig import ENABLE, MASKALL, Guest, Rig, open_files
+from .rig import ENABLE, FIRST_SOURCE, MASKALL, Guest, Rig, open_files
 
 ERRORS = (errno.ENODEV, errno.ENOSPC, errno.EMFILE, errno.EINVAL)
 WATCHED = (vfio.VFIO_DEVICE_SET_IRQS, kvm.KVM_IRQFD, kvm.KVM_SET_GSI_ROUTING)
@@ -333,6 +334,41 @@ def test_a_refused_enabling_of_msi_leaves_nothing(guest: Guest, faults: Faults) 
             forwarder.enable(guest.message(0), 2)
             assert rig.fire(0, 1) == {guest.message(0), guest.message(1)}
     assert open_files() == files
+
+
+def test_a_route_that_could_not_be_restored_is_restored_by_the_next_unmasking(
+    routed: Guest, faults: Faults
+) -> None:
+    with Rig(routed).watching() as rig:
+        masked(rig)
+        # The commit is made; VFIO refuses, and the kernel all that would undo it.
+        with faults.at(2, errno.ENOMEM, ever=True), pytest.raises(errors.KernelError):
+            write(rig, 0)
+        assert rig.msix[0] == rig.entry(0, masked=True)
+        rig.msix.write_table(12, 0)
+        assert rig.fire(0) == {routed.message(0)}
+
+
+def test_an_interrupt_during_a_refused_move_arrives_where_the_vector_stays(
+    direct: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(direct, noresize=True)
+    forwarder = MsiForwarder(rig.irq, direct.vm)
+    with rig.watching(), forwarder:
+        forwarder.enable(direct.message(0))
+        real = direct.vm.irqfds.assign
+
+        def assign(eventfd: EventFd, gsi: int) -> Irqfd:
+            if gsi != FIRST_SOURCE:
+                rig.irq.trigger(0)  # between the old GSI and the new one
+                raise errors.KernelError(errno.ENOMEM, "KVM_IRQFD", "a VM")
+            return real(eventfd, gsi)
+
+        monkeypatch.setattr(direct.vm.irqfds, "assign", assign)
+        with pytest.raises(errors.KernelError):
+            forwarder.retarget(direct.message(0, moved=True))
+        assert rig.arrivals() == {direct.message(0)}
+        assert rig.fire(0) == {direct.message(0)}
 
 
 @pytest.mark.parametrize("policy", [BEFORE, D1F6AF6, PATCHED], ids=lambda policy: policy.name)
