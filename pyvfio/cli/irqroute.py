@@ -37,8 +37,8 @@ mappings:
 
 The device is modelled unless --device names one: then VFIO is real too, the interrupts are fired by
 its loopback, and the device is reset. It is bound to vfio-pci for the while and then given back to
-the driver it had; one that the host is using is refused. Every verdict is read from what arrived; the controls say
-whether that can be believed.
+the driver it had; one that the host is using is refused. Every verdict is read from what arrived;
+the controls say whether that can be believed.
 
 exit codes: 0 replayed, whatever the verdicts; 1 a control failed; the others as of pyvfio.
 
@@ -94,7 +94,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--keep-table", action="store_true", help="let the table survive the reset: a counterproof"
     )
     device = parser.add_argument(
-        "--device", metavar="BDF", help="a device with MSI-X; it is bound to vfio-pci meanwhile, and reset"
+        "--device",
+        metavar="BDF",
+        help="a device with MSI-X; it is bound to vfio-pci meanwhile, and reset",
     )
     device.completer = common.addresses  # type: ignore[attr-defined]
     parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the sequences, too")
