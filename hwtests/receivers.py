@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import platform
 import time
@@ -72,20 +71,13 @@ class LocalApicAlone:
             self._vcpu.lapic = lapic
 
 
-_kept: list[VM] = []
-
-
 @functools.cache
 def why_no_vm() -> str | None:
     """Why interrupts cannot be received in a VM on this host; None if they can."""
     if platform.machine() != "x86_64":
         return f"the guest that counts, and the local APIC, are x86's: this is {platform.machine()}"
     try:
-        # The kernel patches its scheduler when the first VM comes and when the last one goes. QEMU,
-        # where it emulates several processors, at times runs the breakpoint that is there meanwhile
-        # when the kernel expects it no more, and the kernel dies. So there is always one.
-        _kept.append(VM())
-        atexit.register(_kept[0].close)
+        VM().close()
     except errors.Error as error:
         return f"no VM can be had here: {error}"
     return None

@@ -270,18 +270,23 @@ class BestPaths(Paths):
 
     def _open(self, numbers: Sequence[int], undo: ExitStack) -> None:
         """Ways, with the eventfds that are to be irqfds."""
-        for number in numbers:
-            path = self._paths[number] = Path(number)
-            undo.callback(path.close)
-            undo.callback(self._paths.pop, number)
-            try:
+        undo.callback(self._drop, numbers)
+        try:
+            for number in numbers:
+                path = self._paths[number] = Path(number)
                 path.to_guest  # noqa: B018 (made now)
-            except errors.OpenFilesLimit as error:
-                raise errors.OpenFilesLimit.from_call(
-                    error,
-                    f"{len(numbers)} vectors need {len(numbers)} descriptors, and as many again "
-                    "for those that are masked meanwhile; raise the limit (ulimit -n)",
-                ) from None
+        except errors.OpenFilesLimit as error:
+            raise errors.OpenFilesLimit.from_call(
+                error,
+                f"{len(numbers)} vectors need {len(numbers)} descriptors, and as many again for "
+                "those that are masked meanwhile; raise the limit (ulimit -n)",
+            ) from None
+
+    def _drop(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            path = self._paths.pop(number, None)
+            if path is not None:
+                path.close()
 
     # Undoing. What cannot be undone is left so that the next attempt does it afresh.
 
