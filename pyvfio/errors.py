@@ -22,10 +22,15 @@ expect. Each message says what is wrong and what to do next.
      |    +-- BindFailed                the kernel did not bind it
      |    +-- NoIommu                   the device is in no IOMMU group
      |    +-- NoVfio                    the VFIO modules are absent
+     |    +-- NoEeh                     the host has no EEH
      |    +-- Unsupported               this kernel or device cannot do it
      +-- StateError                     not now: something must be enabled or done first
      |    +-- Closed (ValueError)
      |    +-- MemoryDisabled            memory decoding is off or the device sleeps
+     |    +-- PeFrozen                  the device's PE is frozen, or still is
+     |    +-- PeUnavailable             the PE's state cannot be told
+     |    +-- PeDead                    recovery gave the device up
+     |    +-- NoFreeze                  an error was injected, and no freeze followed
      +-- ArgumentError (ValueError)     a bad address, alignment, size or value
      |    +-- RangeError (IndexError)   an offset, index or count outside what there is
      |    +-- NoSpace                   no room left in an IOVA range
@@ -54,12 +59,17 @@ __all__ = [
     "MalformedConfig",
     "MappingLimit",
     "MemoryDisabled",
+    "NoEeh",
+    "NoFreeze",
     "NoInterruptRemapping",
     "NoIommu",
     "NoSpace",
     "NoVfio",
     "NotBound",
     "OpenFilesLimit",
+    "PeDead",
+    "PeFrozen",
+    "PeUnavailable",
     "RangeError",
     "StateError",
     "Unsupported",
@@ -193,6 +203,10 @@ class NoVfio(HostError):
     """The kernel has no VFIO: its modules are absent or not loaded."""
 
 
+class NoEeh(HostError):
+    """The host has no EEH, or it is off: no POWER host, or a kernel without it."""
+
+
 class Unsupported(HostError):
     """This kernel, or this device, cannot do what was asked."""
 
@@ -207,6 +221,22 @@ class Closed(StateError, ValueError):
 
 class MemoryDisabled(StateError):
     """The device does not decode memory now, so touching a BAR would be a bus error."""
+
+
+class PeFrozen(StateError):
+    """The device's PE is frozen where it should not be: thaw, reset or recover it."""
+
+
+class PeUnavailable(StateError):
+    """A PE's state cannot be told: one above it is frozen, or it failed for good."""
+
+
+class PeDead(StateError):
+    """Recovery gave the device up: it did not come back after the last reset."""
+
+
+class NoFreeze(StateError):
+    """An error was injected and accepted, and no freeze followed."""
 
 
 class ArgumentError(Error, ValueError):
