@@ -179,7 +179,8 @@ POWER9 = Profile(
         PciDevice("nvme", "0001:01:00.0", "NVM Express controller, a 64 MiB disk, MSI-X"),
         PciDevice("edu", "0002:01:00.0", "QEMU's teaching device: factorial, DMA in 28 bits, MSI"),
     ),
-    **_POWERNV,
+    # Root may write the PHBs' registers: that is how guest/ioda.py freezes a PE.
+    **_POWERNV | {"kernel_arguments": f"{_POWERNV['kernel_arguments']} iomem=relaxed"},
 )
 
 PROFILES = {profile.name: profile for profile in (X86, POWER8, POWER9)}
