@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyvfio import pci as pci
     from pyvfio.device import Device, open
     from pyvfio.errors import Error
-    from pyvfio.iommu import AddressSpace, DmaBuffer, Type1, fence
+    from pyvfio.iommu import AddressSpace, DmaBuffer, Type1, fence, open_space
     from pyvfio.pci import Address, Function, bound
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "bound",
     "fence",
     "open",
+    "open_space",
 ]
 
 _ROOMS = ("device", "drivers", "errors", "iommu", "pci")
@@ -54,6 +55,7 @@ _HOME = {
     "bound": "pci",
     "fence": "iommu",
     "open": "device",
+    "open_space": "iommu",
 }
 
 
