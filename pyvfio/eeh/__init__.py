@@ -24,6 +24,7 @@ from pyvfio.eeh.drilling import drill, inject, wait_frozen
 from pyvfio.eeh.error import ErrorFunction, InjectedError
 from pyvfio.eeh.host import HostPe, frozen_before_open
 from pyvfio.eeh.injectors import Injector, choose, injectors
+from pyvfio.eeh.leftover import end_leftover_reset
 from pyvfio.eeh.pe import Pe, Reset
 from pyvfio.eeh.procfs import Counters, check_enabled, counters
 from pyvfio.eeh.recovery import Handlers, Recovery
@@ -53,6 +54,7 @@ __all__ = [
     "choose",
     "counters",
     "drill",
+    "end_leftover_reset",
     "frozen_before_open",
     "inject",
     "injectors",

@@ -23,18 +23,19 @@ def wait_frozen(
     state: Callable[[], PeState],
     poke: Callable[[], object],
     *,
-    timeout: float = _FREEZE_TIMEOUT,
+    timeout: float | None = None,
 ) -> PeState:
     """Wait until a PE is frozen: an injected error happens at an access, not by itself.
 
     Args:
         state: tells the PE's state.
         poke: makes an access; what it raises from the kernel is passed over.
-        timeout: seconds to wait at most.
+        timeout: seconds to wait at most; None for 3.
 
     Raises:
         NoFreeze: it did not freeze.
     """
+    timeout = _FREEZE_TIMEOUT if timeout is None else timeout
     deadline = time.monotonic() + timeout
     while True:
         with contextlib.suppress(errors.KernelError):  # as a frozen device may raise

@@ -105,9 +105,8 @@ class HostPe:
         if after.software & Software.CONFIG_BLOCKED:
             raise errors.StateError(
                 f"config space of {self} is blocked: it is being reset, or whoever reset it was "
-                "killed before the reset's end. In that case let the host recover it: "
-                f"echo {self.function.address.domain:x}:{self.number:x} > "
-                "/sys/kernel/debug/powerpc/eeh_force_recover"
+                "killed before the reset's end; in that case end it with "
+                f"`pyvfio eeh reset {self.function.address}`"
             )
         if after.state is not PeState.NORMAL:
             raise errors.PeUnavailable(

@@ -1,12 +1,7 @@
-"""What the holder of a device can do with its PE: ``VFIO_EEH_PE_OP`` on the container.
-
-Documentation/driver-api/vfio.rst tells what each operation is for; what the kernel makes of it is
-in eeh_pe_set_option(), eeh_pe_get_state() and eeh_pe_reset() of its arch/powerpc/kernel/eeh.c.
-"""
+"""What the holder of a device can do with its PE, through the container of its address space."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +13,7 @@ from pyvfio._sys import signals
 from pyvfio.abi import vfio
 from pyvfio.device import Device
 from pyvfio.eeh.error import InjectedError
+from pyvfio.eeh.operation import check_one_group, operate
 from pyvfio.eeh.state import PeState
 from pyvfio.iommu import Container, ContainerSpace
 
@@ -76,7 +72,7 @@ class Pe:
         self.devices = devices
         self.container: Container = space.container
         self._space = space
-        self._check()
+        check_one_group(space)
 
     @property
     def state(self) -> PeState:
@@ -186,13 +182,12 @@ class Pe:
             kind: hot or fundamental.
             teardown: disables interrupts; for a caller whose interrupts are not only the device's
                 own, who also clears the table that a guest has (:meth:`GuestMsixTable.reset`). None
-                calls ``disable()`` of each of the devices' ``irqs``.
+                is :meth:`disable_interrupts`.
 
         Raises:
             StateError, Unsupported: as :attr:`state`.
             KernelError: the kernel refused; the PE is not left in reset if it can be helped.
         """
-        self._check()
         with self.asserted(kind, teardown=teardown):
             pass
 
@@ -205,8 +200,9 @@ class Pe:
         While it lasts registers read all ones, and config space cannot be read (ENODEV). Arguments
         and errors are those of :meth:`reset`; Ctrl-C waits for the end of the block.
         """
+        check_one_group(self._space)
         with signals.held_back():
-            (self._disable_interrupts if teardown is None else teardown)()
+            (self.disable_interrupts if teardown is None else teardown)()
             try:
                 self._operate(kind.value)
                 yield
@@ -217,8 +213,8 @@ class Pe:
         """Assert a reset and leave it so: for those who relay a guest's calls one by one.
 
         Interrupts must be off, the guest's MSI-X table cleared; :meth:`deactivate` must follow. A
-        process that ends before it leaves the device's config space blocked, for whoever opens it
-        next, too.
+        process that ends before it leaves the device's config space blocked
+        (:func:`~pyvfio.eeh.end_leftover_reset`).
 
         Raises:
             StateError, Unsupported, KernelError: as :attr:`state`.
@@ -236,64 +232,21 @@ class Pe:
             # Writing the register makes the device ask anew what it answers at.
             device.config.command = device.config.command
 
+    def disable_interrupts(self) -> None:
+        """Disable INTx, MSI and MSI-X of the devices.
+
+        Raises:
+            KernelError: the kernel refused.
+        """
+        for device in self.devices:
+            for irq in (device.intx, device.msi, device.msix):
+                irq.disable()
+
     def __str__(self) -> str:
         return f"the PE of {self.devices[0].address}"
 
     def __repr__(self) -> str:
         return f"<Pe {' '.join(str(device.address) for device in self.devices)}>"
 
-    def _disable_interrupts(self) -> None:
-        for device in self.devices:
-            for irq in (device.intx, device.msi, device.msix):
-                irq.disable()
-
-    def _check(self) -> None:
-        groups = self._space.groups
-        if len(groups) > 1:
-            # For the kernel one call goes to each group in turn, up to the first that fails.
-            raise errors.StateError(
-                f"groups {', '.join(str(group.id) for group in groups)} are in one address space, "
-                "and EEH works on one PE: open each device in an address space of its own"
-            )
-
     def _operate(self, operation: int, error: InjectedError | None = None) -> int:
-        self._check()
-        argument = vfio.vfio_eeh_pe_op(argsz=ctypes.sizeof(vfio.vfio_eeh_pe_op), op=operation)
-        if error is not None:
-            argument.err = error.argument
-        try:
-            return self.container.file.ioctl(vfio.VFIO_EEH_PE_OP, argument)
-        except errors.KernelError as refusal:
-            raise self._explain(refusal, operation) from None
-
-    def _explain(self, refusal: errors.KernelError, operation: int) -> errors.Error:
-        name = _NAMES[operation]
-        if refusal.errno == errno.ENODEV:
-            return errors.Unsupported(
-                f"{self.devices[0].address} has no PE: the kernel did not set up EEH for it"
-            )
-        meaning = {
-            errno.EIO: "the firmware refused, or it did not come to pass",
-            errno.EINVAL: "the kernel knows no such operation or error",
-            errno.ERANGE: "this platform cannot inject that error",
-            errno.ENOENT: "this platform cannot do it",
-            errno.EPERM: "the platform does not allow it",
-        }.get(refusal.errno or 0, "")
-        return refusal.from_call(refusal, f"{name}: {meaning}" if meaning else name)
-
-
-_NAMES = {
-    getattr(vfio, name): name
-    for name in (
-        "VFIO_EEH_PE_DISABLE",
-        "VFIO_EEH_PE_ENABLE",
-        "VFIO_EEH_PE_UNFREEZE_IO",
-        "VFIO_EEH_PE_UNFREEZE_DMA",
-        "VFIO_EEH_PE_GET_STATE",
-        "VFIO_EEH_PE_RESET_DEACTIVATE",
-        "VFIO_EEH_PE_RESET_HOT",
-        "VFIO_EEH_PE_RESET_FUNDAMENTAL",
-        "VFIO_EEH_PE_CONFIGURE",
-        "VFIO_EEH_PE_INJECT_ERR",
-    )
-}
+        return operate(self._space, self.devices[0].address, operation, error)

@@ -55,9 +55,7 @@ class Handlers:
         """Disable interrupts, before each reset; whoever has a guest clears the guest's MSI-X
         tables as well.
         """
-        for device in self.pe.devices:
-            for irq in (device.intx, device.msi, device.msix):
-                irq.disable()
+        self.pe.disable_interrupts()
 
     def mmio_enabled(self) -> str:
         """Ask the device what happened, before it is reset.

@@ -100,7 +100,7 @@ def test_freeze(
 ) -> None:
     assert "no injector works" in said("freeze", BDF, status=4)
     tree.write(tree.sys / "kernel/debug/powerpc/eeh_dev_break", "")
-    monkeypatch.setattr(drilling.wait_frozen, "__kwdefaults__", {"timeout": 0.1})
+    monkeypatch.setattr(drilling, "_FREEZE_TIMEOUT", 0.1)
     assert "accepted, but no freeze followed" in said("freeze", BDF, status=1)
     monkeypatch.setattr(debugfs, "dev_break", lambda function: pe.freeze())
     assert "is stopped (isolated)" in said("freeze", BDF).splitlines()[1]

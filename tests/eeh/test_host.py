@@ -60,7 +60,7 @@ def test_a_write_that_thaws_nothing_is_noticed(sysfs_pe: MakePe) -> None:
 def test_a_reset_that_was_never_ended_is_told(sysfs_pe: MakePe) -> None:
     kernel = sysfs_pe()
     kernel.software |= 4
-    with pytest.raises(errors.StateError, match=r"echo 0:1fd > .*eeh_force_recover"):
+    with pytest.raises(errors.StateError, match=r"eeh reset 0000:01:00\.0"):
         host_pe().thaw()
 
 

@@ -115,7 +115,6 @@ def test_an_injection_that_is_accepted_and_freezes_nothing(
     kernel: EehKernel, pe: Pe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drilling, "_FREEZE_TIMEOUT", 0.1)
-    monkeypatch.setattr(drilling.wait_frozen, "__kwdefaults__", {"timeout": 0.1})
     kernel.freezes = False
     steps = Steps()
     with pytest.raises(errors.NoFreeze, match=r"no freeze followed in 0\.1 s: the PE is normal"):

@@ -14,6 +14,7 @@ from pyvfio.cli.eeh import errorargs
 if TYPE_CHECKING:
     from pyvfio.device import Device
     from pyvfio.eeh import Pe, Step, Steps
+    from pyvfio.pci import Function
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -135,15 +136,24 @@ def _held(options: argparse.Namespace) -> Iterator[tuple[Device, Pe, Steps]]:
     eeh.check_enabled()
     function = common.function(options.address)
     common.refuse_bridge(function)
-    eeh.HostPe(function)
+    host = eeh.HostPe(function)
     steps = eeh.Steps(None if options.json else _show)
     common.say_if_frozen(function)
     try:
+        if host.state.software & eeh.Software.CONFIG_BLOCKED:
+            steps.do("leftover", lambda: _end_leftover(function))
         with _ended_as_by_ctrl_c(), pyvfio.open(function) as device:
             yield device, eeh.Pe(device), steps
     finally:
         if options.json:
             common.print_json([step._asdict() for step in steps.done])
+
+
+def _end_leftover(function: Function) -> str:
+    from pyvfio import eeh
+
+    eeh.end_leftover_reset(function)
+    return "ended the reset of a process that was killed"
 
 
 @contextmanager
