@@ -17,6 +17,7 @@ import pyvfio
 from hwtests.bench import changes_the_host
 from hwtests.child import NOBODY, in_child
 from hwtests.holdings import Holdings, lockable
+from hwtests.numpy_here import usable_numpy
 from hwtests.spaces import ON_POWER, of_version
 from pyvfio import errors
 from pyvfio.device import Device
@@ -165,7 +166,7 @@ def test_large_buffers_have_a_mapping_of_their_own(device: Device) -> None:
 
 
 def test_numpy_sees_the_buffer_itself(device: Device) -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = usable_numpy()
     buffer = device.dma.alloc(PAGE)
     array = numpy.frombuffer(buffer.view, "<u4")
     array[:] = numpy.arange(PAGE // 4)

@@ -12,6 +12,7 @@ import pytest
 import pyvfio
 from hwtests.child import in_child
 from hwtests.kernel_log import KernelLog
+from hwtests.numpy_here import usable_numpy
 from pyvfio.device import Device, Irq
 from pyvfio.drivers.edu import Registers
 from pyvfio.iommu import DmaBuffer, SpaprTce
@@ -154,7 +155,7 @@ def test_dma_both_ways(device: Device, registers: Registers, buffer: DmaBuffer, 
 
 
 def test_dma_into_memory_of_the_callers_own(device: Device, registers: Registers) -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = usable_numpy()
     array = numpy.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), "<u4")
     array[:4] = (1, 2, 3, 4)
     with device.dma.map(array, max_iova=(1 << DMA_BITS) - 1) as mapping:
