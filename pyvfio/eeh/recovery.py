@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pyvfio import errors
 from pyvfio.device import Device
 from pyvfio.eeh.pe import Pe, Reset
-from pyvfio.eeh.saved import SavedConfig
+from pyvfio.eeh.saved import SavedConfig, error_reporting
 from pyvfio.eeh.state import PeState
 from pyvfio.eeh.steps import Step, Steps
 
@@ -201,7 +201,7 @@ def _diagnosis(device: Device) -> str:
     """What config space tells of an error."""
     config = device.config
     said = f"{device.address} status {config.status:#06x}"
-    aer = config.aer
+    aer = error_reporting(config)
     if aer is not None:
         said += (
             f", AER uncorrectable {aer.uncorrectable_status:#x}"

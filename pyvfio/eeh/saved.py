@@ -7,6 +7,8 @@ import errno
 from pyvfio import errors
 from pyvfio.abi import pci_regs as pci
 from pyvfio.device import Device
+from pyvfio.pci.capabilities.aer import AerCapability
+from pyvfio.pci.config import ConfigSpace
 
 # (offset, width). BARs are VFIO's own shadow; the kernel restores what the device has.
 _HEADER = (
@@ -19,6 +21,16 @@ _EXPRESS = ((pci.PCI_EXP_DEVCTL, 2), (pci.PCI_EXP_LNKCTL, 2))
 _EXPRESS_2 = ((pci.PCI_EXP_DEVCTL2, 2), (pci.PCI_EXP_LNKCTL2, 2))
 _AER = ((pci.PCI_ERR_UNCOR_MASK, 4), (pci.PCI_ERR_UNCOR_SEVER, 4), (pci.PCI_ERR_COR_MASK, 4))
 _COMMAND = ((pci.PCI_COMMAND, 2),)
+
+
+def error_reporting(config: ConfigSpace) -> AerCapability | None:
+    """The AER capability; None without one, and where it cannot be found: a PHB3 of an emulated
+    host shows 256 bytes of config space, and a broken list is no reason not to recover.
+    """
+    try:
+        return config.aer
+    except errors.MalformedConfig:
+        return None
 
 
 class SavedConfig:
@@ -48,7 +60,7 @@ class SavedConfig:
             flags = config.read(express.offset + pci.PCI_EXP_FLAGS, 2)
             if flags & pci.PCI_EXP_FLAGS_VERS >= 2:
                 places += [(express.offset + offset, width) for offset, width in _EXPRESS_2]
-        if (aer := config.aer) is not None:
+        if (aer := error_reporting(config)) is not None:
             places += [(aer.offset + offset, width) for offset, width in _AER]
         self._values = {
             (offset, width): config.read(offset, width)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio.abi import vfio
 from pyvfio.pci import Function
@@ -99,11 +100,15 @@ class EehKernel(Kernel):
 class FakeConfig:
     """Config space of a device: what recovery saves and restores; gone while in reset."""
 
-    pcie = aer = None
+    pcie = None
     vendor_id, device_id, status = 0x8086, 0x10D3, 0x0010
 
     def __init__(self) -> None:
         self.registers: dict[int, int] = {4: 0x0107, 0x3C: 7}
+
+    @property
+    def aer(self) -> None:
+        raise errors.MalformedConfig("only 256 bytes of config space are here")
 
     @property
     def command(self) -> int:
