@@ -43,6 +43,9 @@ class EventFd(File):
             return calls.eventfd_read(self.fileno())
         except BlockingIOError:
             return 0
+        except OSError:
+            self.fileno()  # says so if another thread has just closed it
+            raise
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until there are events, and take them.
