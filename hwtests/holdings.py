@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,3 +40,14 @@ class Holdings(NamedTuple):
             [line for line in maps if "[vfio" in line or "/dev/vfio" in line],
             int(locked.split()[1]),
         )
+
+
+@contextmanager
+def lockable(size: int) -> Iterator[None]:
+    """Let this process and its children lock `size` bytes; only root can allow itself more."""
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (size, size))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from operator import attrgetter
 
 import pytest
 
 from pyvfio.device import Device
 from pyvfio.pci import Function
-from pyvfio.pci.capabilities import hidden_by_vfio
+from pyvfio.pci.capabilities import Capability, hidden_by_vfio
 from pyvfio.pci.config import BarKind, ConfigSpace
 
 # Of these, VFIO shows the device's own registers where nothing is enabled.
@@ -21,6 +22,15 @@ SAME = (
     *("pcie.device.flr", "pcie.device.max_payload_supported"),
     *("pm.d1", "pm.d2", "pm.no_soft_reset", "dsn.serial"),
 )
+
+
+def reaches_all(config: ConfigSpace) -> bool:
+    """Not on every host: QEMU's PHB3 (POWER8) has 256 bytes of a PCI Express device's 4096."""
+    return config.size > 256 or config.pcie is None
+
+
+def extended_capabilities(config: ConfigSpace) -> Sequence[Capability]:
+    return list(config.extended_capabilities) if reaches_all(config) else []
 
 
 def test_the_header_is_the_devices(function: Function, device: Device) -> None:
@@ -36,7 +46,7 @@ def test_capabilities_are_the_devices_but_for_the_hidden_ones(
 ) -> None:
     for shown_list, real_list in (
         (device.config.capabilities, function.config.capabilities),
-        (device.config.extended_capabilities, function.config.extended_capabilities),
+        (extended_capabilities(device.config), extended_capabilities(function.config)),
     ):
         shown = {(capability.offset, capability.id) for capability in shown_list}
         real = {(capability.offset, capability.id): capability for capability in real_list}
@@ -51,7 +61,8 @@ def test_what_capabilities_say_is_the_same(function: Function, device: Device) -
         return {
             path: attrgetter(path)(config)
             for path in SAME
-            if getattr(config, path.partition(".")[0]) is not None
+            if (path != "dsn.serial" or reaches_all(config))
+            and getattr(config, path.partition(".")[0]) is not None
         }
 
     assert said(device.config) == said(function.config)
@@ -66,7 +77,7 @@ def test_lspci_sees_the_same_capabilities(function: Function) -> None:
     config = function.config
     ours = [
         capability.offset
-        for capability in (*config.capabilities, *config.extended_capabilities)
+        for capability in (*config.capabilities, *extended_capabilities(config))
         if capability.id
     ]
     assert ours == offsets

@@ -16,7 +16,6 @@ from hwtests.holdings import Holdings
 from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio.device import Device
-from pyvfio.iommu import Type1
 from pyvfio.pci import Function
 from pyvfio.pci.config import Command
 
@@ -51,7 +50,7 @@ def test_close_leaves_nothing(function: Function) -> None:
 @pytest.mark.parametrize("order", ["device first", "space first", "irq last", "buffer last"])
 def test_close_in_any_order(function: Function, order: str) -> None:
     before = Holdings.now()
-    space = Type1()
+    space = pyvfio.open_space()
     device = pyvfio.open(function, space=space)
     vectors = device.req.enable()
     buffer = space.alloc(4096)
@@ -83,7 +82,7 @@ def test_a_view_outlives_the_device_which_does_no_dma_then(function: Function, f
 
     def work() -> None:
         start = Holdings.now()
-        space = None if first == "own space" else Type1()
+        space = None if first == "own space" else pyvfio.open_space()
         before = start if first == "space" else Holdings.now()
         device = pyvfio.open(function, space=space)
         bar = mappable_bar(device)
@@ -235,7 +234,7 @@ def test_a_child_that_lives_on_does_not_keep_the_device(function: Function) -> N
 
 def test_two_devices_in_one_address_space(function: Function, other: Function) -> None:
     before = Holdings.now()
-    with Type1() as space:
+    with pyvfio.open_space() as space:
         first = pyvfio.open(function, space=space)
         early = space.alloc(4096)
         second = pyvfio.open(other, space=space)

@@ -7,8 +7,9 @@
 
 Rooms, from the ground up: :mod:`pyvfio.abi` (the kernel's structures and numbers),
 :mod:`pyvfio.pci` (the bus), :mod:`pyvfio.iommu` (address spaces and DMA), :mod:`pyvfio.device` (an
-opened device), :mod:`pyvfio.kvm` (VMs and their interrupts), :mod:`pyvfio.irqroute` (a device's
-interrupts forwarded to a VM), :mod:`pyvfio.errors` (everything that is raised).
+opened device), :mod:`pyvfio.eeh` (PEs of POWER), :mod:`pyvfio.kvm` (VMs and their interrupts),
+:mod:`pyvfio.irqroute` (a device's interrupts forwarded to a VM), :mod:`pyvfio.errors` (everything
+that is raised).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if sys.byteorder != "little":
 if TYPE_CHECKING:
     from pyvfio import device as device
     from pyvfio import drivers as drivers
+    from pyvfio import eeh as eeh
     from pyvfio import errors as errors
     from pyvfio import iommu as iommu
     from pyvfio import irqroute as irqroute
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from pyvfio import pci as pci
     from pyvfio.device import Device, open
     from pyvfio.errors import Error
-    from pyvfio.iommu import AddressSpace, DmaBuffer, Type1, fence
+    from pyvfio.iommu import AddressSpace, DmaBuffer, Type1, fence, open_space
     from pyvfio.pci import Address, Function, bound
 
 __all__ = [
@@ -43,9 +45,10 @@ __all__ = [
     "bound",
     "fence",
     "open",
+    "open_space",
 ]
 
-_ROOMS = ("device", "drivers", "errors", "iommu", "irqroute", "kvm", "pci")
+_ROOMS = ("device", "drivers", "eeh", "errors", "iommu", "irqroute", "kvm", "pci")
 _HOME = {
     "Address": "pci",
     "AddressSpace": "iommu",
@@ -57,6 +60,7 @@ _HOME = {
     "bound": "pci",
     "fence": "iommu",
     "open": "device",
+    "open_space": "iommu",
 }
 
 

@@ -25,11 +25,16 @@ expect. Each message says what is wrong and what to do next.
      |    +-- NoVfio                    the VFIO modules are absent
      |    +-- NoKvm                     there is no KVM
      |    +-- CannotRunGuest            KVM is there, and cannot execute guest code
+     |    +-- NoEeh                     the host has no EEH
      |    +-- Unsupported               this kernel or device cannot do it
      +-- StateError                     not now: something must be enabled or done first
      |    +-- Closed (ValueError)
      |    +-- MemoryDisabled            memory decoding is off or the device sleeps
      |    +-- RoutesExhausted           the VM's table of GSI routes is full
+     |    +-- PeFrozen                  the device's PE is frozen, or still is
+     |    +-- PeUnavailable             the PE's state cannot be told
+     |    +-- PeDead                    recovery gave the device up
+     |    +-- NoFreeze                  an error was injected, and no freeze followed
      +-- ArgumentError (ValueError)     a bad address, alignment, size or value
      |    +-- RangeError (IndexError)   an offset, index or count outside what there is
      |    +-- NoSpace                   no room left in an IOVA range
@@ -59,6 +64,8 @@ __all__ = [
     "MalformedConfig",
     "MappingLimit",
     "MemoryDisabled",
+    "NoEeh",
+    "NoFreeze",
     "NoInterruptRemapping",
     "NoIommu",
     "NoIrqchip",
@@ -67,6 +74,9 @@ __all__ = [
     "NoVfio",
     "NotBound",
     "OpenFilesLimit",
+    "PeDead",
+    "PeFrozen",
+    "PeUnavailable",
     "RangeError",
     "RoutesExhausted",
     "StateError",
@@ -213,6 +223,10 @@ class CannotRunGuest(HostError):
     """KVM is there, and cannot execute guest code; routes and irqfds work all the same."""
 
 
+class NoEeh(HostError):
+    """The host has no EEH, or it is off: no POWER host, or a kernel without it."""
+
+
 class Unsupported(HostError):
     """This kernel, or this device, cannot do what was asked."""
 
@@ -231,6 +245,22 @@ class MemoryDisabled(StateError):
 
 class RoutesExhausted(StateError):
     """The VM's table of GSI routes is full, or no GSI is free."""
+
+
+class PeFrozen(StateError):
+    """The device's PE is frozen where it should not be: thaw, reset or recover it."""
+
+
+class PeUnavailable(StateError):
+    """A PE's state cannot be told: one above it is frozen, or it failed for good."""
+
+
+class PeDead(StateError):
+    """Recovery gave the device up: it did not come back after the last reset."""
+
+
+class NoFreeze(StateError):
+    """An error was injected and accepted, and no freeze followed."""
 
 
 class ArgumentError(Error, ValueError):

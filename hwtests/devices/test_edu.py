@@ -12,8 +12,10 @@ import pytest
 import pyvfio
 from hwtests.child import in_child
 from hwtests.kernel_log import KernelLog
-from pyvfio.device import Device, Irq, Region
-from pyvfio.iommu import DmaBuffer
+from hwtests.numpy_here import usable_numpy
+from pyvfio.device import Device, Irq
+from pyvfio.drivers.edu import Registers
+from pyvfio.iommu import DmaBuffer, SpaprTce
 from pyvfio.pci import Function
 
 pytestmark = pytest.mark.for_device(vendor=0x1234, device=0x11E8)
@@ -32,8 +34,8 @@ WAIT = 60.0
 
 
 @pytest.fixture
-def registers(device: Device) -> Region:
-    return device.bars[0]
+def registers(device: Device) -> Registers:
+    return Registers(device.bars[0])
 
 
 @pytest.fixture
@@ -42,13 +44,13 @@ def buffer(device: Device) -> Iterator[DmaBuffer]:
         yield buffer
 
 
-def finish(registers: Region, register: int, busy: int) -> None:
+def finish(registers: Registers, register: int, busy: int) -> None:
     end = time.monotonic() + WAIT
     while registers.read32(register) & busy:
         assert time.monotonic() < end, "the device never finished"
 
 
-def transfer(registers: Region, source: int, target: int, count: int, command: int) -> None:
+def transfer(registers: Registers, source: int, target: int, count: int, command: int) -> None:
     registers.write64(DMA_SOURCE, source)
     registers.write64(DMA_TARGET, target)
     registers.write64(DMA_COUNT, count)
@@ -58,25 +60,26 @@ def transfer(registers: Region, source: int, target: int, count: int, command: i
     pyvfio.fence()
 
 
-def test_it_says_who_it_is(registers: Region) -> None:
+def test_it_says_who_it_is(registers: Registers) -> None:
     assert registers.read32(IDENTITY) == 0x010000ED
 
 
-def test_liveness_answers_the_complement(registers: Region) -> None:
+def test_liveness_answers_the_complement(device: Device, registers: Registers) -> None:
     for value in (0, 1, 0x12345678, 0xFFFFFFFF):
         registers.write32(LIVENESS, value)
         assert registers.read32(LIVENESS) == value ^ 0xFFFFFFFF
-        assert registers.u32[LIVENESS // 4] == value ^ 0xFFFFFFFF
+        seen = device.bars[0].u32[LIVENESS // 4]
+        assert registers.ordered(seen, 4) == value ^ 0xFFFFFFFF
 
 
-def test_it_computes_factorials(registers: Region) -> None:
+def test_it_computes_factorials(registers: Registers) -> None:
     for number, factorial in ((1, 1), (5, 120), (10, 3628800)):
         registers.write32(FACTORIAL, number)
         finish(registers, STATUS, COMPUTING)
         assert registers.read32(FACTORIAL) == factorial
 
 
-def test_msi_tells_that_the_factorial_is_ready(device: Device, registers: Region) -> None:
+def test_msi_tells_that_the_factorial_is_ready(device: Device, registers: Registers) -> None:
     with device.msi.enable() as vectors:
         registers.write32(STATUS, INTERRUPT_WHEN_DONE)
         registers.write32(FACTORIAL, 6)
@@ -88,7 +91,7 @@ def test_msi_tells_that_the_factorial_is_ready(device: Device, registers: Region
         assert registers.read32(FACTORIAL) == 720
 
 
-def test_without_bus_mastering_no_msi_arrives(device: Device, registers: Region) -> None:
+def test_without_bus_mastering_no_msi_arrives(device: Device, registers: Registers) -> None:
     with device.msi.enable() as vectors:
         device.bus_master = False
         registers.write32(RAISE, 1)
@@ -100,7 +103,7 @@ def test_without_bus_mastering_no_msi_arrives(device: Device, registers: Region)
         registers.write32(ACKNOWLEDGE, 2)
 
 
-def test_intx_masks_itself_until_unmasked(device: Device, registers: Region) -> None:
+def test_intx_masks_itself_until_unmasked(device: Device, registers: Registers) -> None:
     with device.intx.enable() as vectors:
         vector = vectors[0]
         registers.write32(RAISE, 1)
@@ -120,7 +123,7 @@ def test_intx_masks_itself_until_unmasked(device: Device, registers: Region) -> 
         registers.write32(ACKNOWLEDGE, 1)
 
 
-def test_an_eventfd_unmasks_intx(device: Device, registers: Region) -> None:
+def test_an_eventfd_unmasks_intx(device: Device, registers: Registers) -> None:
     resample = os.eventfd(0)
     try:
         with device.intx.enable() as vectors:
@@ -136,7 +139,7 @@ def test_an_eventfd_unmasks_intx(device: Device, registers: Region) -> None:
 
 
 @pytest.mark.parametrize("sort", ["msi", "intx"])
-def test_dma_both_ways(device: Device, registers: Region, buffer: DmaBuffer, sort: str) -> None:
+def test_dma_both_ways(device: Device, registers: Registers, buffer: DmaBuffer, sort: str) -> None:
     irq: Irq = getattr(device, sort)
     pattern = bytes(number * 7 & 0xFF for number in range(256))
     buffer.view[:256] = pattern
@@ -151,8 +154,8 @@ def test_dma_both_ways(device: Device, registers: Region, buffer: DmaBuffer, sor
     assert not any(buffer.view[1280:])
 
 
-def test_dma_into_memory_of_the_callers_own(device: Device, registers: Region) -> None:
-    numpy = pytest.importorskip("numpy")
+def test_dma_into_memory_of_the_callers_own(device: Device, registers: Registers) -> None:
+    numpy = usable_numpy()
     array = numpy.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), "<u4")
     array[:4] = (1, 2, 3, 4)
     with device.dma.map(array, max_iova=(1 << DMA_BITS) - 1) as mapping:
@@ -162,7 +165,7 @@ def test_dma_into_memory_of_the_callers_own(device: Device, registers: Region) -
 
 
 def test_dma_reaches_the_same_memory_after_a_fork(
-    device: Device, registers: Region, buffer: DmaBuffer
+    device: Device, registers: Registers, buffer: DmaBuffer
 ) -> None:
     buffer.view[:4] = b"here"
     transfer(registers, buffer.iova, OWN_MEMORY, 4, 0)
@@ -176,7 +179,7 @@ def test_dma_reaches_the_same_memory_after_a_fork(
 
 
 def test_what_is_not_mapped_is_out_of_reach(
-    device: Device, registers: Region, kernel_log: KernelLog
+    device: Device, registers: Registers, kernel_log: KernelLog
 ) -> None:
     """The same DMA to the same IOVA, first mapped, then not."""
     memory = mmap.mmap(-1, mmap.PAGESIZE)
@@ -190,6 +193,8 @@ def test_what_is_not_mapped_is_out_of_reach(
         memory[:4] = b"safe"
     transfer(registers, OWN_MEMORY, iova, 4, TO_MEMORY)
     assert memory[:4] == b"safe", "the device wrote to memory that was unmapped"
+    if isinstance(device.dma, SpaprTce):
+        return  # POWER's IOMMU logs nothing: it freezes the device's PE (QEMU's does not)
     name = f"{device.address.bus:02x}:{device.address.device:02x}.{device.address.function}"
     fault = kernel_log.wait_for(
         lambda line: ("fault addr" in line or "IO_PAGE_FAULT" in line) and name in line, WAIT
@@ -199,7 +204,7 @@ def test_what_is_not_mapped_is_out_of_reach(
 
 
 def test_a_read_only_mapping_is_not_written(
-    device: Device, registers: Region, kernel_log: KernelLog
+    device: Device, registers: Registers, kernel_log: KernelLog
 ) -> None:
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     memory[:4] = b"read"
@@ -220,7 +225,8 @@ def test_closing_while_a_view_lives_ends_dma(function: Function) -> None:
     memory = buffer.view
     memory[:4] = b"data"
     registers = device.bars[0].u32
-    transfer(device.bars[0], buffer.iova, OWN_MEMORY, 4, 0)
+    ordered = Registers(device.bars[0]).ordered
+    transfer(Registers(device.bars[0]), buffer.iova, OWN_MEMORY, 4, 0)
     memory[:4] = b"kept"
     device.close()
     for offset, value in (
@@ -229,8 +235,8 @@ def test_closing_while_a_view_lives_ends_dma(function: Function) -> None:
         (DMA_COUNT, 4),
         (DMA_COMMAND, START | TO_MEMORY),
     ):
-        registers[offset // 4] = value
+        registers[offset // 4] = ordered(value, 4)
     end = time.monotonic() + WAIT
-    while registers[DMA_COMMAND // 4] & START:
+    while ordered(registers[DMA_COMMAND // 4], 4) & START:
         assert time.monotonic() < end
     assert bytes(memory[:4]) == b"kept"

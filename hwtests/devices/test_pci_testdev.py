@@ -22,9 +22,14 @@ def read_name(region: Region) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("bar", [0, 1], ids=["memory", "ports"])
-def test_every_matching_write_is_counted_once(device: Device, bar: int) -> None:
-    region = device.bars[bar]
+@pytest.fixture(params=[0, 1], ids=["memory", "ports"])
+def region(request: pytest.FixtureRequest, device: Device) -> Region:
+    if request.param not in device.bars:
+        pytest.skip("the host has no I/O ports")
+    return device.bars[request.param]
+
+
+def test_every_matching_write_is_counted_once(region: Region) -> None:
     region.write8(TEST, 0)
     assert name(region).endswith("no-eventfd")
     assert region.read8(WIDTH) == 1
@@ -36,9 +41,7 @@ def test_every_matching_write_is_counted_once(device: Device, bar: int) -> None:
     assert region.read32(COUNT) == 5
 
 
-@pytest.mark.parametrize("bar", [0, 1], ids=["memory", "ports"])
-def test_a_register_reads_the_same_in_every_width(device: Device, bar: int) -> None:
-    region = device.bars[bar]
+def test_a_register_reads_the_same_in_every_width(region: Region) -> None:
     region.write8(TEST, 0)
     region.write8(region.read32(OFFSET), region.read8(DATA))
     data = bytes(region.read8(offset) for offset in range(OFFSET, NAME + 8))

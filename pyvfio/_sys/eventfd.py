@@ -48,8 +48,7 @@ class EventFd(File):
         except BlockingIOError:
             return 0
         except OSError:
-            if self.closed:  # by another thread, just now
-                raise self._closed() from None
+            self.fileno()  # says so if another thread has just closed it
             raise
 
     def wait(self, timeout: float | None = None) -> int:

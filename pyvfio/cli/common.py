@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from pyvfio.pci import Function
 
 
-def add_address(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+def add_address(
+    parser: argparse.ArgumentParser, *, several: bool = False, or_all: bool = False
+) -> None:
     """The argument BDF, with the machine's own addresses for tab completion."""
     argument = parser.add_argument(
         "address",
-        metavar="BDF",
+        metavar="BDF|all" if or_all else "BDF",
         nargs="+" if several else None,
-        help="the device's address, as 0000:01:00.0 or 01:00.0",
+        help="the device's address, as 0000:01:00.0 or 01:00.0" + ("; or all" if or_all else ""),
     )
     argument.completer = addresses  # type: ignore[attr-defined]
 
@@ -45,6 +47,26 @@ def function(text: str) -> Function:
     from pyvfio.pci import Address, Function
 
     return Function(Address.parse(text))
+
+
+def say_if_frozen(function: Function) -> None:
+    """Say what opening the function is about to undo, if its PE is frozen (POWER)."""
+    from pyvfio.eeh.host import frozen_before_open
+
+    if (said := frozen_before_open(function)) is not None:
+        print(f"pyvfio: {said}", file=sys.stderr)
+
+
+def refuse_bridge(function: Function) -> None:
+    """Refuse a bridge, which nobody can hold.
+
+    Raises:
+        Unsupported: it is one.
+    """
+    if function.is_bridge:
+        raise errors.Unsupported(
+            f"{function.address} is a bridge, which VFIO does not drive: name a device below it"
+        )
 
 
 def print_json(value: Any) -> None:

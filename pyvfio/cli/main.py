@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import errors
-from pyvfio.cli import access, binding, buslist, irqroute, shell, show
+from pyvfio.cli import access, binding, buslist, eeh, irqroute, shell, show
 
 _EPILOG = """\
 exit codes:
@@ -19,6 +19,7 @@ exit codes:
   4  the host is not set up: not bound, no IOMMU or interrupt remapping, group not viable, no VFIO,
      no KVM
   5  the host is using the device, or somebody else holds it
+  6  the host has no EEH (`pyvfio eeh` on other hosts than POWER, or with EEH off)
   130  interrupted
 
 example:
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (buslist, show, binding, access, shell, irqroute):
+    for module in (buslist, show, binding, access, shell, eeh, irqroute):
         module.add_commands(commands)
     return top
 
@@ -86,6 +87,8 @@ def _exit_code(error: Exception) -> int:
         return 3
     if isinstance(error, (errors.DeviceInUse, errors.Busy)):
         return 5
+    if isinstance(error, errors.NoEeh):
+        return 6
     if isinstance(error, (errors.HostError, errors.NoInterruptRemapping)):
         return 4
     return 1

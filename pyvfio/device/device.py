@@ -15,7 +15,7 @@ from pyvfio.device.config import ConfigRegion, LiveConfig
 from pyvfio.device.irq import Irq
 from pyvfio.device.msix import Msix
 from pyvfio.device.region import Region
-from pyvfio.iommu import AddressSpace, Type1
+from pyvfio.iommu import AddressSpace, open_space
 from pyvfio.pci import Address, Function
 from pyvfio.pci.config import Command, ConfigSpace
 
@@ -75,7 +75,7 @@ def open(
     function = address if isinstance(address, Function) else Function(address)
     with ExitStack() as stack:
         if space is None:
-            space = stack.enter_context(Type1())
+            space = stack.enter_context(open_space())
         file = space.open_device(function)
         stack.callback(space.close_device, file)
         device = Device(function, file, space)

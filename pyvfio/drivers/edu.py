@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 from pyvfio import errors
-from pyvfio.device import Device, Vector
+from pyvfio.device import Device, Region, Vector
 from pyvfio.iommu import fence
 
 VENDOR_ID = 0x1234
@@ -19,6 +20,7 @@ LAST_IOVA = (1 << 28) - 1
 """The last address that its DMA reaches."""
 
 _IDENT = 0x00
+_IDENT_SWAPPED = 0xED  # in its first byte, which is the last of 0xMMmm00ED
 _LIVENESS = 0x04
 _FACTORIAL = 0x08
 _STATUS = 0x20
@@ -39,6 +41,36 @@ _IRQ_WHEN_MOVED = 1 << 2
 _TIMEOUT = 30.0  # seconds; the device takes about 0.1, an emulated host more
 
 
+class Registers:
+    """edu's registers, in its byte order.
+
+    QEMU gives them that of the emulated host's architecture, as QEMU sees it: on POWER, where Linux
+    is little-endian, they are big-endian. The identification register tells.
+    """
+
+    def __init__(self, region: Region) -> None:
+        """For BAR 0."""
+        self._region = region
+        swapped = region.read32(_IDENT) >> 24 == _IDENT_SWAPPED
+        self._order: Literal["big", "little"] = "big" if swapped else "little"
+
+    def ordered(self, value: int, width: int) -> int:
+        """`value` of `width` bytes as the region's own accesses have it, and back."""
+        return int.from_bytes(value.to_bytes(width, "little"), self._order)
+
+    def read32(self, offset: int) -> int:
+        """As :meth:`Region.read32`."""
+        return self.ordered(self._region.read32(offset), 4)
+
+    def write32(self, offset: int, value: int) -> None:
+        """As :meth:`Region.write32`."""
+        self._region.write32(offset, self.ordered(value, 4))
+
+    def write64(self, offset: int, value: int) -> None:
+        """As :meth:`Region.write64`."""
+        self._region.write64(offset, self.ordered(value, 8))
+
+
 class Edu:
     """An opened edu device."""
 
@@ -55,7 +87,7 @@ class Edu:
                 f"({VENDOR_ID:04x}:{DEVICE_ID:04x})"
             )
         self._device = device
-        self._registers = device.bars[0]
+        self._registers = Registers(device.bars[0])
 
     @property
     def version(self) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """Where devices may do DMA: address spaces, IOVA allocation, DMA buffers.
 
-:class:`Type1` is the address space of most hosts. Through :class:`AddressSpace`, what uses it does
-not care which one it has::
+:class:`Type1` is the address space of most hosts, :class:`SpaprTceV2` that of POWER. Through
+:class:`AddressSpace`, what uses it does not care which one it has::
 
-    with Type1() as space:
+    with open_space() as space:
         file = space.open_device(function)
         buffer = space.alloc(4096)          # buffer.iova for the device, buffer.view for you
         mapping = space.map(array)          # memory of your own
@@ -14,12 +14,15 @@ not care which one it has::
 from __future__ import annotations
 
 from pyvfio.iommu.barrier import fence
+from pyvfio.iommu.choice import open_space
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
 from pyvfio.iommu.dma import DmaBuffer, Mapping
 from pyvfio.iommu.group import Group
+from pyvfio.iommu.info import DmaWindow
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
 from pyvfio.iommu.space import AddressSpace
+from pyvfio.iommu.spapr import SpaprTce, SpaprTceV1, SpaprTceV2
 from pyvfio.iommu.type1 import Type1
 
 __all__ = [
@@ -27,10 +30,15 @@ __all__ = [
     "Container",
     "ContainerSpace",
     "DmaBuffer",
+    "DmaWindow",
     "Group",
     "IovaAllocator",
     "IovaRange",
     "Mapping",
+    "SpaprTce",
+    "SpaprTceV1",
+    "SpaprTceV2",
     "Type1",
     "fence",
+    "open_space",
 ]

@@ -58,12 +58,17 @@ class ContainerSpace(AddressSpace):
             return file
 
     def close_device(self, file: File) -> None:
-        with self._lock:
+        with self._lock, ExitStack() as steps:
             group = self._devices.pop(file, None)
             self._stops.pop(file, None)
-            file.close()
-            if group is not None and group not in self._devices.values():
-                self._detach(group)
+            leaves = group is not None and group not in self._devices.values()
+            if group is not None and leaves:
+                steps.callback(self._detach, group)
+            steps.callback(file.close)
+            # Before its file: a host that is waiting to take the device away frees the container's
+            # IOMMU as soon as that is closed, also under a request that is using it (Linux 6.12).
+            if leaves and len(self._groups) == 1 and self._info is not None:
+                steps.callback(self._unmap_all)
 
     def attach(self, group: Group, *, joined: bool = False) -> None:
         """Put an open group into the space; for groups that the caller opened.

@@ -295,11 +295,11 @@ class Pool:
                 assert place is not None  # an arena begins at a multiple of its size
             return bin, bin.lease(place)
 
-    def trim(self) -> None:
-        """Give arenas that lie idle back to the host, all but one."""
+    def trim(self, keep: int = 1) -> None:
+        """Give arenas that lie idle back to the host, all but `keep` of them."""
         with self._space._lock:
             self._collect()
-            for arena in [arena for arena in self._arenas if arena.iovas.unused][1:]:
+            for arena in [arena for arena in self._arenas if arena.iovas.unused][keep:]:
                 self._arenas.remove(arena)
                 arena.mapping.close()
 

@@ -11,6 +11,7 @@ from pyvfio import errors
 from pyvfio.abi import vfio
 from pyvfio.iommu.iova import IovaRange
 
+_DEFAULT_WINDOW_PAGE = 4096  # by the kernel's own choice, whatever its pages are
 _HEADER = ctypes.sizeof(vfio.vfio_info_cap_header)
 
 
@@ -40,6 +41,44 @@ class SpaceInfo(NamedTuple):
     ranges: tuple[IovaRange, ...]
     page_sizes: int
     mappings_available: int | None
+
+
+class DmaWindow(NamedTuple):
+    """A range of IOVAs with a translation table of its own (SPAPR TCE).
+
+    Attributes:
+        start: the first IOVA.
+        size: bytes.
+        page_size: bytes of a page there.
+    """
+
+    start: int
+    size: int
+    page_size: int
+
+    @property
+    def range(self) -> IovaRange:
+        """Its IOVAs."""
+        return IovaRange(self.start, self.start + self.size - 1)
+
+    def __str__(self) -> str:
+        return f"{self.range} in pages of {self.page_size:#x}"
+
+
+class SpaprInfo(NamedTuple):
+    """What the kernel says of a SPAPR TCE container.
+
+    Attributes:
+        default: the window below 4 GiB, or None if the host has none.
+        page_sizes: of further windows: bit n is set where pages of 2**n bytes can be had.
+        windows: how many windows there can be, the default one included.
+        levels: how many levels a table can have.
+    """
+
+    default: DmaWindow | None
+    page_sizes: int
+    windows: int
+    levels: int
 
 
 def capabilities(answer: bytes, first: int, fixed_size: int) -> Iterator[InfoCapability]:
@@ -92,6 +131,26 @@ def parse_type1_info(answer: bytes) -> SpaceInfo:
                     raise malformed("the number of mappings available is cut off")
                 available = kind.from_buffer_copy(capability.data).avail
     return SpaceInfo(ranges, page_sizes, available)
+
+
+def parse_spapr_info(answer: bytes) -> SpaprInfo:
+    """Read the answer of ``VFIO_IOMMU_SPAPR_TCE_GET_INFO``.
+
+    Raises:
+        KernelError: it contradicts itself (EPROTO).
+    """
+    kind = vfio.vfio_iommu_spapr_tce_info
+    if len(answer) < kind.ddw.offset:
+        raise malformed(f"only {len(answer)} bytes")
+    info = kind.from_buffer_copy(answer.ljust(ctypes.sizeof(kind), b"\0"))
+    start, size = info.dma32_window_start, info.dma32_window_size
+    if start + size > 1 << 32:
+        raise malformed(f"a window below 4 GiB of {size:#x} bytes from {start:#x}")
+    default = DmaWindow(start, size, _DEFAULT_WINDOW_PAGE) if size else None
+    if not info.flags & vfio.VFIO_IOMMU_SPAPR_INFO_DDW:
+        return SpaprInfo(default, 0, 1, 1)
+    ddw = info.ddw
+    return SpaprInfo(default, ddw.pgsizes, ddw.max_dynamic_windows_supported, ddw.levels)
 
 
 def malformed(what: str) -> errors.KernelError:

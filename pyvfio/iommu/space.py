@@ -239,7 +239,7 @@ class AddressSpace(Closing, ABC):
         self._stops[file] = stop
 
     def close(self) -> None:
-        """Stop the devices open in it, then close them, undo its mappings and close its files.
+        """Stop the devices open in it, undo its mappings, then close devices and its own files.
 
         Each step is done whatever fails. Views of buffers stay valid until they are let go. Closing
         again does nothing.
@@ -258,9 +258,9 @@ class AddressSpace(Closing, ABC):
     def _close_all(self) -> None:
         with self._lock, ExitStack() as steps:
             steps.callback(self._close)
+            steps.callback(self._close_devices)
             if self._info is not None:
                 steps.callback(self._unmap_all)
-            steps.callback(self._close_devices)
             self._stops.clear()
 
     def _ready(self) -> SpaceInfo:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import resource
 
 from pyvfio import errors
 from pyvfio._sys import sysfs
 from pyvfio.abi import vfio
+from pyvfio.iommu import locked
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
 from pyvfio.iommu.dma import Mapping
@@ -17,7 +17,6 @@ from pyvfio.pci import paths
 
 _LARGEST_INFO = 1 << 20
 _ENTRY_LIMIT = "module/vfio_iommu_type1/parameters/dma_entry_limit"
-_CAP_IPC_LOCK = 14
 
 
 class Type1(ContainerSpace):
@@ -114,7 +113,7 @@ _KINDS = {1: vfio.VFIO_TYPE1_IOMMU, 2: vfio.VFIO_TYPE1v2_IOMMU}
 def _explain(error: errors.KernelError, iova: int, size: int) -> errors.KernelError:
     """What it means that ``VFIO_IOMMU_MAP_DMA`` was refused."""
     if error.errno == errno.ENOMEM:
-        return _no_memory(error, size)
+        return locked.refused(error, size)
     if error.errno == errno.ENOSPC:
         switch = paths.SYSFS / _ENTRY_LIMIT
         try:
@@ -134,23 +133,3 @@ def _explain(error: errors.KernelError, iova: int, size: int) -> errors.KernelEr
     }.get(error.errno or 0, "")
     where = f"{size:#x} bytes at IOVA {iova:#x}"
     return errors.KernelError.from_call(error, f"{where}: {meaning}" if meaning else where)
-
-
-def _no_memory(error: errors.KernelError, size: int) -> errors.KernelError:
-    """Tell the limit on locked memory from memory that is really exhausted."""
-    lines = sysfs.read(paths.PROC / "self/status").splitlines()
-    status = dict(line.split(":", 1) for line in lines)
-    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    locked = int(status["VmLck"].split()[0]) << 10
-    unlimited = limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) >> _CAP_IPC_LOCK & 1
-    if unlimited or locked + size <= limit:
-        return errors.KernelError.from_call(
-            error, f"the host has no memory left to pin and map {size:#x} bytes"
-        )
-    return errors.LockedMemoryLimit.from_call(
-        error,
-        f"memory that devices reach is locked, and this process may lock {limit >> 10} KiB: "
-        f"{locked >> 10} KiB are locked, {size >> 10} KiB more are needed. Raise the limit with "
-        "ulimit -l (as root, or memlock in /etc/security/limits.conf; LimitMEMLOCK= for a systemd "
-        "unit), or give the process CAP_IPC_LOCK",
-    )

@@ -46,7 +46,7 @@ def test_open_and_close_leave_nothing(kernel: Kernel, function: Functions) -> No
 
 
 @pytest.mark.usefixtures("no_leak")
-def test_closing_the_space_closes_devices_first_then_mappings(
+def test_closing_the_space_stops_devices_first_then_undoes_mappings(
     kernel: Kernel, function: Functions
 ) -> None:
     space = Type1()
@@ -58,9 +58,9 @@ def test_closing_the_space_closes_devices_first_then_mappings(
     space.close()
     assert [what for what in kernel.log if what != "VFIO_IOMMU_GET_INFO"] == [
         "stop",
+        "VFIO_IOMMU_UNMAP_DMA",
+        "VFIO_IOMMU_UNMAP_DMA",
         "close device",
-        "VFIO_IOMMU_UNMAP_DMA",
-        "VFIO_IOMMU_UNMAP_DMA",
         "close group",
         "close container",
     ]

@@ -120,7 +120,9 @@ def _listing() -> str:
         lines += [f"  {it.address}  {it.name:<12} {it.description}" for it in profile.devices]
         lines.append(f"  bus={profile.spare_port}    a free port for --qemu-args -device")
         if profile.other_kernels:
-            lines.append(f"  --kernel {'|'.join(profile.other_kernels)}    another of Debian's kernels")
+            lines.append(
+                f"  --kernel {'|'.join(profile.other_kernels)}    another of Debian's kernels"
+            )
     return "\n".join(lines)
 
 

@@ -116,8 +116,10 @@ X86 = Profile(
 
 # What the two POWER hosts share. Without -nodefaults, which would take the PHBs away; their root
 # ports are pcie.0, pcie.1 and so on, PCI domain 0 below the first. A bus is a PE, and so an IOMMU
-# group, of its own, for edu's conventional PCI as well. No BIOS runs here that could use e1000e's
-# boot ROM, which is in yet another package.
+# group, of its own, for edu's conventional PCI as well. edu has a neighbour there because it has no
+# reset of its own: alone, it would have its bus reset whenever VFIO opens or closes it, which takes
+# the firmware 5 s. No BIOS runs here that could use e1000e's boot ROM, which is in yet another
+# package.
 _POWERNV: dict[str, Any] = {
     "architecture": "ppc64el",
     "qemu": "qemu-system-ppc64",
@@ -152,7 +154,8 @@ POWER8 = Profile(
         *("-device", "xio3130-downstream,id=edu-port,bus=switch,chassis=2,slot=2,addr=0x2"),
         *("-device", "xio3130-downstream,id=spare,bus=switch,chassis=3,slot=3,addr=0x3"),
         *("-device", "nvme,drive=scratch,serial=pyvfio-bench,bus=nvme-port"),
-        *("-device", "edu,bus=edu-port"),
+        *("-device", "edu,bus=edu-port,addr=0.0,multifunction=on"),
+        *("-device", "pci-testdev,bus=edu-port,addr=0.1"),
     ),
     channel_bus=("bus=pcie.2,addr=0.0,multifunction=on", "bus=pcie.2,addr=0.1"),
     spare_port="spare",
@@ -160,6 +163,9 @@ POWER8 = Profile(
         PciDevice("e1000e", "0000:01:00.0", "Intel 82574L network card, MSI-X, reset"),
         PciDevice("nvme", "0001:03:00.0", "NVM Express controller, a 64 MiB disk, MSI-X"),
         PciDevice("edu", "0001:04:00.0", "QEMU's teaching device: factorial, DMA in 28 bits, MSI"),
+        PciDevice(
+            "pci-testdev", "0001:04:00.1", "QEMU's test device: access widths; in edu's group"
+        ),
     ),
     **_POWERNV,
 )
@@ -170,7 +176,8 @@ POWER9 = Profile(
     machine=(
         *("-M", "powernv9", *_POWERNV_MACHINE),
         *("-device", "nvme,drive=scratch,serial=pyvfio-bench,bus=pcie.1"),
-        *("-device", "edu,bus=pcie.2"),
+        *("-device", "edu,bus=pcie.2,addr=0.0,multifunction=on"),
+        *("-device", "pci-testdev,bus=pcie.2,addr=0.1"),
     ),
     channel_bus=("bus=pcie.4,addr=0.0,multifunction=on", "bus=pcie.4,addr=0.1"),
     spare_port="pcie.3",
@@ -178,8 +185,12 @@ POWER9 = Profile(
         PciDevice("e1000e", "0000:01:00.0", "Intel 82574L network card, MSI-X, reset"),
         PciDevice("nvme", "0001:01:00.0", "NVM Express controller, a 64 MiB disk, MSI-X"),
         PciDevice("edu", "0002:01:00.0", "QEMU's teaching device: factorial, DMA in 28 bits, MSI"),
+        PciDevice(
+            "pci-testdev", "0002:01:00.1", "QEMU's test device: access widths; in edu's group"
+        ),
     ),
-    **_POWERNV,
+    # Root may write the PHBs' registers: that is how guest/ioda.py freezes a PE.
+    **_POWERNV | {"kernel_arguments": f"{_POWERNV['kernel_arguments']} iomem=relaxed"},
 )
 
 PROFILES = {profile.name: profile for profile in (X86, POWER8, POWER9)}
