@@ -100,6 +100,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "enable, as it does since about 5.14 (default: table-first)",
     )
     parser.add_argument(
+        "--base",
+        type=lambda text: int(text, 0),
+        default=0x1300,
+        metavar="N",
+        help="the first interrupt source of a direct mapping (default: 0x1300)",
+    )
+    parser.add_argument(
         "--keep-table", action="store_true", help="let the table survive the reset: a counterproof"
     )
     device = parser.add_argument(
@@ -118,6 +125,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.vectors < 1:
         raise errors.ArgumentError(f"--vectors is at least 1, not {options.vectors}")
+    if not 16 <= options.base <= 0x10000 - options.vectors:
+        raise errors.ArgumentError(
+            f"--base {options.base:#x}: sources are 16 to 0xffff, and {options.vectors} are needed"
+        )
     if options.svg is not None and not options.svg.absolute().parent.is_dir():
         raise errors.ArgumentError(f"--svg {options.svg}: there is no such folder")
     with _device(options) as device, common.progress("Replaying") as progress:
@@ -166,7 +177,7 @@ def _replay(
             variant = VARIANTS[name]
             if variant.rebinding and make.mapping == "routed":
                 continue  # an update of a route always rebinds
-            with device() as part, make(options.vectors) as machine:
+            with device() as part, make(options.vectors, base=options.base) as machine:
                 life = live(
                     variant,
                     part,
@@ -230,6 +241,10 @@ def _plain(life: Life) -> dict[str, Any]:
 
 
 def _show(console: Console, lives: list[Life]) -> None:
+    from rich.text import Text
+
+    from pyvfio.replay import judge
+
     first = lives[0]
     console.print(f"[bold]{first.machine}[/]")
     for half, where in (("KVM", first.kvm), ("VFIO", first.vfio)):
@@ -238,6 +253,13 @@ def _show(console: Console, lives: list[Life]) -> None:
     console.print(f"  device: {first.device}\n")
     console.print(_sequences(lives))
     console.print(_verdicts(lives))
+    for life in lives:
+        for number, link in enumerate(judge(life).chain):
+            if not number:
+                console.print(f"\n  [bold]How {life.variant.name} loses vector 0[/]")
+            step, _, what = link.partition(": ")
+            console.print(Text.assemble("    ", (f"{step:13}", "bold"), what))
+    console.print()
     for number, control in enumerate(first.controls):
         passed = all(life.controls[number].passed for life in lives)
         mark = "[green]✓[/]" if passed else "[bold red]FAILED[/]"
@@ -252,7 +274,7 @@ def _sequences(lives: list[Life]) -> Table:
     from pyvfio.replay.wording import calls, summary
 
     table = Table(show_lines=True, header_style="bold", expand=False)
-    table.add_column("step")
+    table.add_column("step", max_width=26)
     for life in lives:
         table.add_column(f"{life.variant.name}\n[dim]{life.variant.policy.commit}[/]")
     for number, step in enumerate(lives[0].steps):
@@ -266,7 +288,7 @@ def _sequences(lives: list[Life]) -> Table:
                 style = "bold red" if lost else "yellow" if strays else "green"
                 text.append(("\n" if text else "") + f"→ {seen}", style)
             cells.append(text)
-        table.add_row(Text(step.name, "bold"), *cells)
+        table.add_row(Text.assemble((step.name, "bold"), (f"\n{step.what}", "dim")), *cells)
     return table
 
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyvfio import errors
+from pyvfio import eeh, errors
 from pyvfio._sys.closing import Closing
 from pyvfio.device import Device, Irq
 from pyvfio.irqroute import assigned
@@ -58,7 +58,10 @@ class ModelledDevice(DevicePart):
 
 
 class HostDevice(DevicePart):
-    """A device of this host, through VFIO; its interrupts are fired by VFIO's loopback."""
+    """A device of this host, through VFIO; its interrupts are fired by VFIO's loopback.
+
+    Where the host has EEH its reset is one of its PE, through the firmware.
+    """
 
     modelled = False
 
@@ -69,14 +72,26 @@ class HostDevice(DevicePart):
 
         Raises:
             Unsupported: it has no MSI-X.
+            StateError: its container holds more than its group, which EEH refuses.
         """
         if not device.msix.count:
             raise errors.Unsupported(f"{device.address} has no MSI-X: take another device")
         self.name = str(device.address)
         self.irq = device.msix
         self._device = device
+        try:
+            self._pe: eeh.Pe | None = eeh.Pe(device)
+        except errors.NoEeh:
+            self._pe = None
 
     def reset(self) -> str:
+        if self._pe is not None:
+            # As QEMU has it, MSI-X is off by now and its table wiped; the kernel restores BARs.
+            saved = eeh.SavedConfig(self._device)
+            self._pe.reset(eeh.Reset.HOT, teardown=lambda: None)
+            self._pe.configure()
+            saved.restore()
+            return f"EEH: hot reset of its PE, deactivated, configured; it is {self._pe.state}"
         if not self._device.can_reset:
             return "only its table is wiped: it cannot be reset alone"
         self._device.reset()

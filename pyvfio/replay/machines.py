@@ -88,10 +88,11 @@ class ApicMachine(MachinePart):
 
     _FIRST, _PER_VCPU = 0x40, 160  # vectors 0x40 to 0xdf; the moved ones are above
 
-    def __init__(self, vectors: int) -> None:
+    def __init__(self, vectors: int, base: int = 0) -> None:
         """
         Args:
             vectors: how many messages are needed.
+            base: means nothing here: GSIs are allocated.
 
         Raises:
             NoKvm, AccessDenied, KernelError: there is no KVM.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyvfio.irqroute.trace import gsi_text
 from pyvfio.replay.life import DUMMY_STEPS, Life, Probe
+from pyvfio.replay.wording import spans
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,13 @@ class Verdict:
         healthy: every interrupt that should arrive did, and none arrived elsewhere.
         lost: by step, the vectors whose interrupts did not arrive.
         why: one sentence.
+        chain: where vector 0 was lost, how it came to it, step by step, with what shows it.
     """
 
     healthy: bool
     lost: dict[str, tuple[int, ...]]
     why: str
+    chain: tuple[str, ...]
 
 
 def judge(life: Life) -> Verdict:
@@ -34,7 +38,7 @@ def judge(life: Life) -> Verdict:
     }
     lost = {name: probe.lost for name, probe in probes.items() if probe.lost}
     healthy = not lost and not any(_astray(probe) for probe in probes.values())
-    return Verdict(healthy, lost, _why(life, lost))
+    return Verdict(healthy, lost, _why(life, lost), tuple(_chain(life, lost)))
 
 
 def _astray(probe: Probe) -> bool:
@@ -66,6 +70,42 @@ def _why(life: Life, lost: dict[str, tuple[int, ...]]) -> str:
     return (
         f"{bound}, and the update after it did nothing: its interrupts go to GSI {late}, "
         f"where nobody is, and are dropped without a word{first}"
+    )
+
+
+def _chain(life: Life, lost: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """The links from the reset to the loss; nothing where vector 0 is not lost by the dummy."""
+    enabled, restored = life.step("enable again"), life.step("restore")
+    gsi = enabled.gsis.get(0)
+    if 0 not in lost.get("restore", ()) or gsi is None:
+        return
+    yield f"reset: {life.step('reset').what}"
+    yield "enable again: the driver kept its vectors: it sets ENABLE first and writes the rest after"
+    bind = next(e for e in enabled.events if e.ioctl == "KVM_IRQFD")
+    yield (
+        f"enable again: {bind.text}: the dummy is bound to GSI {gsi_text(gsi)}, by the message in "
+        f"entry 0, and the kernel {'refuses' if bind.error else 'accepts'} it"
+    )
+    if enabled.probe is not None and not enabled.probe.arrived:
+        strays = ", ".join(map(str, enabled.probe.strays)) or "nothing"
+        yield f"enable again: kvm0 fired by hand arrives nowhere it should: {strays} is seen"
+    moved = [e.text for e in restored.events if e.ioctl == "KVM_IRQFD" and "kvm0" in e.text]
+    pointed = next(e.text for e in restored.events if "kvm0" in e.text)
+    yield (
+        "restore: vector 0 has its message and is unmasked; the update does "
+        + (
+            f"{', '.join(moved)}"
+            if moved
+            else f"nothing at KVM, and VFIO is pointed there: {pointed}"
+        )
+    )
+    vectors = lost["restore"]
+    assert restored.probe is not None
+    others = [vector for vector in restored.probe.arrived if vector not in vectors]
+    yield (
+        "restore: all fire; "
+        + (f"{spans(others)} arrived, " if others else "")
+        + f"{spans(vectors)} did not: GSI {gsi_text(gsi)} has no source, and KVM drops its events"
     )
 
 

@@ -112,10 +112,24 @@ def test_binding_and_the_command_line_on_a_host_with_something_to_lose() -> None
     assert "skipped" not in totals
 
 
-def test_the_demo_shows_registers_dma_interrupts_and_isolation() -> None:
+def test_the_demo_shows_a_device_at_work_its_isolation_and_the_lost_interrupt() -> None:
     said = run("tools/demo")
     for shown in ("479,001,600", "identical", "stopped by the IOMMU", "MSI-X has 65"):
         assert shown in said
+    assert "How d1f6af6 loses vector 0" in said
+
+
+def test_the_replay_with_a_device_takes_it_and_gives_it_back() -> None:
+    card = ADDRESSES["e1000e"]
+    driver = f"/sys/bus/pci/devices/{card}/driver"
+    said = on_bench(
+        f"pyvfio irqroute replay --device {card} --mapping routed && basename $(readlink {driver})"
+    )
+    assert said.count("all arrive") == 4
+    assert "LOST" not in said
+    assert "modelled" not in said
+    assert "FAILED" not in said
+    assert said.splitlines()[-1] == "e1000e"
 
 
 @pytest.mark.parametrize(

@@ -160,11 +160,16 @@ def test_d1f6af6_loses_vector_0_after_the_reset_and_it_alone() -> None:
     assert life.steps[-1].gsis == {0: 0, 1: 0x1301, 2: 0x1302, 3: 0x1303}
     assert "I+(kvm0,0)" in texts(life, "enable again")
     assert texts(life, "restore")[0] == "S(0,[kvm0])", "the update did nothing"
+    steps = [link.partition(": ")[0] for link in verdict.chain]
+    assert steps == ["reset", *["enable again"] * 3, "restore", "restore"]
+    assert "I+(kvm0,0)" in verdict.chain[2]
+    assert "1-3 arrived, 0 did not" in verdict.chain[-1]
 
 
 def test_an_update_that_rebinds_would_have_saved_it_so_the_idle_update_is_the_cause() -> None:
     life = direct("d1f6af6-rebind")
     assert judge(life).healthy
+    assert judge(life).chain == ()
     assert texts(life, "restore")[:2] == ["I-(kvm0,0)", "I+(kvm0,0x1300)"]
 
 
