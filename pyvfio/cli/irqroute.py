@@ -135,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
         stages = [lives for lives in _replay(options, device, progress) if lives]
     lives = [life for stage in stages for life in stage]
     if options.svg is not None:
-        title = f"MSI-X through a reset, with {lives[0].device}"
+        title = f"MSI-X through a reset: {lives[0].device}, Linux {os.uname().release}"
         options.svg.write_text(svg(title, lives), encoding="utf-8")
     if options.json:
         common.print_json([_plain(life) for life in lives])

@@ -51,10 +51,12 @@ def svg(title: str, lives: Sequence[Life]) -> str:
         _text(root, _x(column), y + _LINE, life.variant.name, size=14, weight="bold")
         commit = f"{life.variant.policy.commit}, {life.mapping}"
         _text(root, _x(column), y + 2 * _LINE, commit, colour="#666666")
-        where = f"KVM {life.kvm}, VFIO {life.vfio}".replace("modelled", "MODELLED")
-        for line, words in enumerate(_wrap(where), 3):
-            _text(root, _x(column), y + line * _LINE, words, colour="#666666")
-    y += 4 * _LINE + _PAD
+        where = ", ".join(
+            f"{half} {'MODELLED' if kernel == 'modelled' else 'real'}"
+            for half, kernel in (("KVM", life.kvm), ("VFIO", life.vfio))
+        )
+        _text(root, _x(column), y + 3 * _LINE, where, colour="#666666")
+    y += 3 * _LINE + _PAD
     for number, step in enumerate(lives[0].steps):
         y += _row(root, y, step.name, [_cell(life, number) for life in lives])
     verdicts = []
@@ -85,6 +87,8 @@ def _cell(life: Life, number: int) -> list[_Line]:
     lines: list[_Line] = [
         (line, None) for call in calls(step.events, life.labels) for line in _wrap(call)
     ]
+    if not lines and step.probe is None:
+        lines = [(line, None) for line in _wrap(step.what)]
     seen = summary(step)
     if seen and step.probe is not None:
         bad = bool(step.probe.lost)

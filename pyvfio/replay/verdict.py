@@ -80,7 +80,7 @@ def _chain(life: Life, lost: dict[str, tuple[int, ...]]) -> Iterator[str]:
     if 0 not in lost.get("restore", ()) or gsi is None:
         return
     yield f"reset: {life.step('reset').what}"
-    yield "enable again: the driver kept its vectors: it sets ENABLE first and writes the rest after"
+    yield "enable again: the driver kept its vectors: it sets ENABLE first, and writes them after"
     bind = next(e for e in enabled.events if e.ioctl == "KVM_IRQFD")
     yield (
         f"enable again: {bind.text}: the dummy is bound to GSI {gsi_text(gsi)}, by the message in "

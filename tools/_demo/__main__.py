@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tools/demo",
         description="Drive PCI devices from Python through VFIO: registers, DMA, interrupts, "
-        "isolation. Without --device, on emulated hosts that run Debian's own kernels: a PC, and for "
-        "the interrupt that was lost in 2016 a POWER8 host. It takes about a minute and a half, "
+        "isolation. Without --device, on emulated hosts that run Debian's own kernels: a PC, and "
+        "for the interrupt that was lost in 2016 a POWER8 host. It takes about two minutes, "
         "and some minutes the first time, when the hosts are downloaded and built.",
         epilog="example:\n  tools/demo\n  sudo tools/demo --device 0000:01:00.0",
         formatter_class=argparse.RawDescriptionHelpFormatter,
