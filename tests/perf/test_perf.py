@@ -163,3 +163,20 @@ def test_a_statement_runs_with_its_names() -> None:
     seen: list[int] = []
     assert statement("seen.append(value)", seen=seen, value=7)() > 0
     assert set(seen) == {7}
+
+
+def test_rows_are_measured_on_the_host_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[list[str], str]] = []
+
+    def run(rows: list[Row], host: str, report: Report) -> None:
+        asked.append(([row.name for row in rows], host))
+
+    monkeypatch.setattr(cli, "_run_on_bench", run)
+    assert cli.main(["--json", "--on", "power8"]) == 0
+    assert cli.main(["--json", "--on", "x86", "dma"]) == 0
+    assert asked == [(["read", "write", "ioctl", "dma"], "power8"), (["dma"], "x86")]
+    with pytest.raises(SystemExit):
+        cli.main(["--on", "vax"])
+    assert "power9" in capsys.readouterr().err
