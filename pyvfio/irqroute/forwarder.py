@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pyvfio import errors
 from pyvfio._sys.closing import Closing
 from pyvfio.device import Device, Irq
-from pyvfio.iommu.container_space import ContainerSpace
+from pyvfio.iommu import Type1
 from pyvfio.irqroute.gsis import (
     DirectGsis,
     DirectGsis2016,
@@ -26,12 +26,16 @@ from pyvfio.kvm import VM, MsiMessage
 def assigned(device: Device, vm: VM) -> Iterator[None]:
     """While the block lasts KVM knows that the VM uses the device's IOMMU groups.
 
+    On POWER it is not told: there KVM wants each group's TCE table as well
+    (``KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE``), for guests that map by hypercalls, and without one the
+    kernel logs a warning when the group goes (kvm_spapr_tce_release_vfio_group). irqfds need none.
+
     Raises:
         Unsupported: this kernel's KVM has no KVM-VFIO device.
         Busy, KernelError: the kernel refused.
     """
     with ExitStack() as stack:
-        if isinstance(device.dma, ContainerSpace):
+        if isinstance(device.dma, Type1):
             for group in device.dma.groups:
                 stack.enter_context(vm.vfio.add(group.file))
         yield
