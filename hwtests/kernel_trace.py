@@ -70,8 +70,12 @@ def tracing(probes: dict[str, str], events: tuple[str, ...] = ()) -> Iterator[Ke
     if not definitions.exists():
         raise Unavailable("there is no /sys/kernel/tracing/kprobe_events")
     instance = _TRACEFS / "instances" / f"{_GROUP}-{os.getpid()}"
+    # Recording which process ran would patch the scheduler; instances inherit this.
+    record = _TRACEFS / "options/record-cmd"
+    recorded = record.read_text()
     made: list[str] = []
     try:
+        record.write_text("0")
         for name, probe in probes.items():
             try:
                 _append(definitions, f"p:{_GROUP}/{name} {probe}")
@@ -88,6 +92,7 @@ def tracing(probes: dict[str, str], events: tuple[str, ...] = ()) -> Iterator[Ke
             instance.rmdir()
         for name in made:
             _append(definitions, f"-:{_GROUP}/{name}")
+        record.write_text(recorded)
 
 
 def _append(file: Path, text: str) -> None:

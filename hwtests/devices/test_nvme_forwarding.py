@@ -101,15 +101,21 @@ def forwarded(
         start(registers, commands, completions)
         try:
             administrator = Queue(registers, 0, commands, completions)
-            administrator.do(SET_FEATURES, NUMBER_OF_QUEUES, 0)  # which is one
-            # No interrupt for several completions; a controller that refuses has none anyway.
-            administrator.do(SET_FEATURES, COALESCING, 0, may_fail=True)
             size = (ENTRIES - 1) << 16
             flags = vector << 16 | INTERRUPTS | CONTIGUOUS
-            administrator.do(CREATE_COMPLETION, size | 1, flags, data=read.iova)
-            flags = 1 << 16 | CONTIGUOUS
-            administrator.do(CREATE_SUBMISSION, size | 1, flags, data=reads.iova)
-            assert guest.wait(FIRST, 4) == 4, "one for each of these commands"
+            for number, (opcode, dwords, data) in enumerate(
+                (
+                    (SET_FEATURES, (NUMBER_OF_QUEUES, 0), 0),  # which is one
+                    # No interrupt for several completions; who refuses has none anyway.
+                    (SET_FEATURES, (COALESCING, 0), 0),
+                    (CREATE_COMPLETION, (size | 1, flags), read.iova),
+                    (CREATE_SUBMISSION, (size | 1, 1 << 16 | CONTIGUOUS), reads.iova),
+                ),
+                1,
+            ):
+                administrator.do(opcode, *dwords, data=data, may_fail=dwords[0] == COALESCING)
+                # One at a time: two that wait at the local APIC are one.
+                assert guest.wait(FIRST, number) == number, "one for each of these commands"
             yield guest, forwarder, [(0, administrator), (vector, Queue(registers, 1, reads, read))]
         finally:
             registers.write32(CC, 0)

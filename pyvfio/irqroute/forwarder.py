@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from pyvfio import errors
 from pyvfio._sys.closing import Closing
@@ -24,7 +24,7 @@ from pyvfio.kvm import VM, MsiMessage
 
 @contextmanager
 def assigned(device: Device, vm: VM) -> Iterator[None]:
-    """While the block lasts KVM knows that the VM uses the device's IOMMU groups.
+    """While the block lasts KVM knows that the VM uses the device's IOMMU group.
 
     On POWER it is not told: there KVM wants each group's TCE table as well
     (``KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE``), for guests that map by hypercalls, and without one the
@@ -32,12 +32,16 @@ def assigned(device: Device, vm: VM) -> Iterator[None]:
 
     Raises:
         Unsupported: this kernel's KVM has no KVM-VFIO device.
-        Busy, KernelError: the kernel refused.
+        KernelError: the kernel refused.
     """
     with ExitStack() as stack:
         if isinstance(device.dma, Type1):
+            own = device.function.iommu_group
             for group in device.dma.groups:
-                stack.enter_context(vm.vfio.add(group.file))
+                # Another device of the group may have told of it already.
+                if own is not None and group.id == own.id:
+                    with suppress(errors.Busy):
+                        stack.enter_context(vm.vfio.add(group.file))
         yield
 
 

@@ -3,7 +3,7 @@
 When a guest enables MSI-X without an unmasked vector, VFIO has to be told of at least one: QEMU
 used vector 0 for that, with no message, and released it at once. What became of this dummy at KVM
 changed with the commits named in :data:`POLICIES`. Functions are named after those of hw/vfio/pci.c
-at 6d17a018d0; the order of calls is theirs.
+at 6d17a018d0; the order of calls is theirs, but what QEMU does of INTx around them is left out.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Paths2016(Paths):
     def enable(self, messages: Mapping[int, MsiMessage]) -> None:
         # vfio_msix_enable
         try:
-            self._masked.add(0)
+            if 0 not in messages:
+                self._masked.add(0)
             self._vector_do_use(0, None)
             self._vector_release(0)
             self.unmask(messages)

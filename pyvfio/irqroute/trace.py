@@ -39,7 +39,7 @@ class Event:
         text: both in one word: ``S(0,[kvm0])`` points VFIO's vectors from 0 on at eventfds, ``D``
             disables the index, ``T(0)`` fires vectors, ``G{24:m}`` commits the table of routes,
             ``I+(kvm0,24)`` and ``I-(kvm0,24)`` bind an eventfd to a GSI and unbind it.
-        error: the kernel's refusal ("EINVAL"), or None.
+        error: the kernel's refusal ("EINVAL", or "only 3" where VFIO has fewer vectors), or None.
         modelled: no kernel was asked.
     """
 
@@ -117,6 +117,8 @@ def decode(
         return None
     text, arguments = decoder(bytes(argument), names)
     error = None
+    if isinstance(outcome, int) and outcome > 0 and request == vfio.VFIO_DEVICE_SET_IRQS:
+        error = f"only {outcome}"  # the vectors that could be had; none was taken
     if isinstance(outcome, OSError):
         error = errno.errorcode.get(outcome.errno or 0, str(outcome.errno))
     return Event(request.name, arguments, text, error, modelled)

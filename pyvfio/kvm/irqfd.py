@@ -191,7 +191,7 @@ class Irqfds:
                 error,
                 f"the VM has {self._irqchip.name}: make it with one, kvm.VM(kvm.FullIrqchip())",
             )
-        if number == errno.EINVAL and resample and not self._irqchip.resample:
+        if number == errno.EINVAL and resample is not None and not self._irqchip.resample:
             return errors.Unsupported(
                 f"irqfds of a {self._irqchip.name} cannot resample: only a full irqchip sees when "
                 "the guest acknowledges a level-triggered interrupt"

@@ -67,7 +67,7 @@ class Vcpu(Closing):
         except BaseException:
             file.close()
             raise
-        self._run = kvm.kvm_run.from_buffer(self._shared)
+        self._run: kvm.kvm_run | None = kvm.kvm_run.from_buffer(self._shared)
 
     @property
     def registers(self) -> kvm_x86.kvm_regs:
@@ -137,7 +137,9 @@ class Vcpu(Closing):
                 not write.
             Closed: the vCPU is closed.
         """
-        run = self._run
+        self.file.fileno()  # refuses when closed
+        run, shared = self._run, self._shared
+        assert run is not None
         try:
             self.file.ioctl(kvm.KVM_RUN)
         except errors.KernelError as error:
@@ -152,7 +154,7 @@ class Vcpu(Closing):
         reason = run.exit_reason
         if reason == kvm.KVM_EXIT_IO:
             start = run.io.data_offset
-            data = self._shared[start : start + run.io.size * run.io.count]
+            data = shared[start : start + run.io.size * run.io.count]
             write = run.io.direction == kvm.KVM_EXIT_IO_OUT
             return Exit(reason, run.io.port, run.io.size, write, data)
         if reason == kvm.KVM_EXIT_MMIO:
@@ -169,6 +171,8 @@ class Vcpu(Closing):
     def close(self) -> None:
         """Close it; closing again does nothing. The VM keeps its number taken."""
         self.file.close()
+        # Its mapping would keep the VM, and all the guest's memory, in the kernel.
+        self._run, self._shared = None, memoryview(b"")
 
     def __repr__(self) -> str:
         return f"<Vcpu {self.id}{' closed' if self.file.closed else ''}>"

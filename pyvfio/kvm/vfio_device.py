@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from contextlib import suppress
 
 from pyvfio import errors
 from pyvfio._sys import File
@@ -97,8 +98,10 @@ class VfioDevice(Closing):
     def _remove(self, membership: Membership, group: HasFileno) -> None:
         if membership not in self._members:
             return
-        if not self.file.closed:
-            self._set(kvm.KVM_DEV_VFIO_GROUP_DEL, group)
+        # A group whose file was closed before cannot be named any more; it goes with the VM.
+        with suppress(errors.Closed):
+            if not self.file.closed:
+                self._set(kvm.KVM_DEV_VFIO_GROUP_DEL, group)
         self._members.discard(membership)
 
     def _set(self, attribute: int, group: HasFileno) -> None:

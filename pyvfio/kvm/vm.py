@@ -268,6 +268,8 @@ class VM(Closing):
             KernelError: a step failed; the steps after it were done all the same.
         """
         with ExitStack() as steps:
+            steps.callback(self._slots.clear)
+            steps.callback(self._vcpus.clear)
             steps.callback(self.file.close)
             steps.callback(self.irqchip.close)
             if self._vfio is not None:

@@ -6,11 +6,12 @@ is what was seen: the ioctls as the kernel got them, and the interrupts as the V
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyvfio import errors
 from pyvfio._sys import EventFd
@@ -82,6 +83,7 @@ class Probe:
         arrived: those that did, each as its own message.
         pending: those that are pending.
         strays: what arrived and is no vector's message.
+        refused: the kernel's refusal to fire ("EINVAL"), or None.
     """
 
     fired: tuple[int, ...]
@@ -89,6 +91,7 @@ class Probe:
     arrived: tuple[int, ...]
     pending: tuple[int, ...] = ()
     strays: tuple[MsiMessage, ...] = ()
+    refused: str | None = None
 
     @property
     def lost(self) -> tuple[int, ...]:
@@ -239,6 +242,8 @@ class _Life:
         self._messages = {vector: machine.message(vector) for vector in self._vectors}
         self._labels = {message: f"m{vector}" for vector, message in self._messages.items()}
         self._steps: list[Step] = []
+        # By eventfd, the GSI that the kernel has bound it to, or None.
+        self._bound: dict[str, int | None] = {}
 
     def live(self) -> Life:
         names = self._forwarder.paths.names
@@ -311,14 +316,16 @@ class _Life:
 
     def _disable(self) -> None:
         self._forwarder.msix.enabled = False
-        fired: list[int] = []
-        for vector in self._vectors:
-            try:
-                self._device.irq.trigger(vector)
-                fired.append(vector)
-            except errors.StateError:
-                pass  # VFIO has nobody to signal
-        self._done("disable", "the guest clears ENABLE", self._seen(tuple(fired), expected=set()))
+        refused = None
+        try:
+            self._device.irq.trigger(0, len(self._vectors), ask=True)
+        except errors.DeviceGone:
+            raise
+        except errors.KernelError as error:
+            refused = errno.errorcode.get(error.errno or 0, str(error.errno))
+        fired = () if refused else tuple(self._vectors)
+        probe = replace(self._seen(fired, expected=set()), refused=refused)
+        self._done("disable", "the guest clears ENABLE; all are told to fire", probe)
 
     def _reset(self) -> None:
         how = self._device.reset()
@@ -352,8 +359,18 @@ class _Life:
             self._forwarder.msix[vector] = self._entry(vector, masked=masked)
 
     def _done(self, name: str, what: str, probe: Probe | None) -> None:
-        paths = self._forwarder.paths
-        gsis = {vector: gsi for vector in self._vectors if (gsi := paths.gsi(vector)) is not None}
+        # By the kernel's own account: what it accepted, of eventfds that are still open.
+        for event in self._trace.events:
+            if event.ioctl == "KVM_IRQFD" and event.error is None:
+                self._bound[event.arguments["eventfd"]] = (
+                    None if event.arguments["deassign"] else event.arguments["gsi"]
+                )
+        open_ = set(self._forwarder.paths.names().values())
+        gsis = {
+            vector: gsi
+            for vector in self._vectors
+            if (gsi := self._bound.get(f"kvm{vector}")) is not None and f"kvm{vector}" in open_
+        }
         # What the probe itself fired is no part of the step.
         events = [event for event in self._trace.take() if not event.text.startswith("T")]
         self._steps.append(Step(name, what, tuple(events), gsis, probe))

@@ -51,8 +51,12 @@ class MachinePart(Closing):
         """A GSI that leads nowhere."""
 
     @abstractmethod
-    def take(self) -> frozenset[MsiMessage]:
-        """What has arrived since the last look, as the messages that stand for it."""
+    def look(self) -> frozenset[MsiMessage]:
+        """What has arrived and is not cleared, as the messages that stand for it."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget what has arrived; not while more may be arriving, which would be lost."""
 
     @abstractmethod
     def gsis(self, policy: Policy, *, rebinding: bool = False) -> GsiMapping:
@@ -69,12 +73,16 @@ class MachinePart(Closing):
         yield from ()
 
     def arrivals(self, expected: Set[MsiMessage]) -> frozenset[MsiMessage]:
-        """What arrives, given what should: it is waited for, not for ever."""
+        """What arrives, given what should; then it is cleared.
+
+        What should arrive is waited for, not for ever. Where nothing should, it is waited as long:
+        the kernel may inject later, from a worker.
+        """
         end = time.monotonic() + self.patience
-        arrived = self.take()
-        while not expected <= arrived and time.monotonic() < end:
+        while not (expected and expected <= self.look()) and time.monotonic() < end:
             time.sleep(0.001)
-            arrived |= self.take()
+        arrived = self.look()
+        self.clear()
         return arrived
 
 
@@ -116,15 +124,19 @@ class ApicMachine(MachinePart):
     def dead_gsi(self) -> int:
         return self.vm.routes.limit - 1
 
-    def take(self) -> frozenset[MsiMessage]:
-        arrived: set[MsiMessage] = set()
+    def look(self) -> frozenset[MsiMessage]:
+        return frozenset(
+            _apic_message(vcpu.id, number)
+            for vcpu in self._vcpus
+            for number in vcpu.lapic.requested
+        )
+
+    def clear(self) -> None:
         for vcpu in self._vcpus:
             lapic = vcpu.lapic
             if lapic.requested:
-                arrived.update(_apic_message(vcpu.id, number) for number in lapic.requested)
                 lapic.requested = frozenset()
                 vcpu.lapic = lapic
-        return frozenset(arrived)
 
     def gsis(self, policy: Policy, *, rebinding: bool = False) -> GsiMapping:
         return default_gsis(self.vm, policy)
@@ -191,19 +203,20 @@ class XicsMachine(_DirectMachine):
             self._vm.close()
             raise
 
-    def take(self) -> frozenset[MsiMessage]:
+    def look(self) -> frozenset[MsiMessage]:
         arrived = set()
         for number, vcpu in self._servers.items():
             if self._xics.on_xive:
-                seen = {number} if self._xics[number].presented else set()
+                arrived |= {number} if self._xics[number].presented else set()
             else:
-                seen = {self._xics.server(vcpu).source} - {0}
-                if seen:
-                    self._xics.set_server(vcpu, Server())
-            if seen:
-                self._xics[number] = self._READY._replace(server=vcpu.id)
-            arrived |= seen
+                arrived |= {self._xics.server(vcpu).source} - {0}
         return frozenset(MsiMessage(self._ADDRESS, number) for number in arrived)
+
+    def clear(self) -> None:
+        for number, vcpu in self._servers.items():
+            if not self._xics.on_xive:
+                self._xics.set_server(vcpu, Server())
+            self._xics[number] = self._READY._replace(server=vcpu.id)
 
     def controls(self) -> Iterator[tuple[str, bool, str]]:
         """A masked source keeps what comes."""
@@ -243,10 +256,15 @@ class ModelledDirectMachine(_DirectMachine):
         """
         self._base = base
         self.vm = self._vm = ModelledVm(frozenset(range(base, base + vectors)))
+        self._arrived: frozenset[int] = frozenset()
         self.file = self._vm.file
 
-    def take(self) -> frozenset[MsiMessage]:
-        return frozenset(MsiMessage(self._ADDRESS, source) for source in self._vm.take())
+    def look(self) -> frozenset[MsiMessage]:
+        self._arrived |= self._vm.take()
+        return frozenset(MsiMessage(self._ADDRESS, source) for source in self._arrived)
+
+    def clear(self) -> None:
+        self._arrived = frozenset()
 
     def close(self) -> None:
         self._vm.close()

@@ -43,8 +43,8 @@ def summary(step: Step) -> str:
     probe = step.probe
     if probe is None:
         return ""
-    if not probe.fired:
-        return "VFIO has nobody to signal"
+    if probe.refused:
+        return f"VFIO fires nothing: {probe.refused}"
     words = []
     if probe.arrived:
         words.append(f"{spans(probe.arrived)} arrived")

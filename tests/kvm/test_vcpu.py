@@ -35,6 +35,7 @@ def pretend(cpu: Vcpu, faults: Faults, reason: int, **fields: Any) -> None:
     """Let the next run end as told."""
 
     def run(_: object) -> int:
+        assert cpu._run is not None
         cpu._run.exit_reason = reason
         for name, value in fields.items():
             part, _, field = name.partition("__")

@@ -97,7 +97,7 @@ def test_without_kvm_the_routed_mapping_says_so_and_the_rest_goes_on(
     [
         (["--vectors", "0"], 2, "at least 1"),
         (["--vectors", "2049", "--mapping", "direct"], 2, "not 2049"),
-        (["--svg", "/nowhere/at/all.svg"], 2, "no such folder"),
+        (["--svg", "/nowhere/at/all.svg"], 2, "No such file or directory"),
         (["--device", "nonsense"], 2, "nonsense"),
         (["--device", "ffff:ff:1f.7"], 3, "ffff:ff:1f.7"),
     ],

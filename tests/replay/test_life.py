@@ -99,6 +99,9 @@ def test_masked_means_pending_and_delivered_once_where_the_vector_goes_by_then()
     masked, moved = life.step("mask 0").probe, life.step("move 0").probe
     assert masked is not None
     assert masked.arrived == (1,)
+    disabled = life.step("disable").probe
+    assert disabled is not None
+    assert disabled.refused == "EINVAL", "VFIO itself says that nothing is enabled"
     assert masked.pending == (0,)
     assert moved is not None
     assert moved.arrived == (0,)
@@ -118,7 +121,7 @@ def test_a_control_that_fails_is_told() -> None:
     class Blind(ApicMachine):
         """Sees nothing."""
 
-        def take(self) -> frozenset[MsiMessage]:
+        def look(self) -> frozenset[MsiMessage]:
             return frozenset()
 
     class Everywhere(ApicMachine):
