@@ -225,7 +225,7 @@ def test_a_recovery_that_is_interrupted_leaves_no_reset(card: str, number: signa
         assert recovery.stdout is not None
         while "noted" not in recovery.stdout.readline():
             pass
-        while not eeh.HostPe(Function(card)).state.software & eeh.Software.CONFIG_BLOCKED:
+        while not eeh.HostPe(Function(card)).state.reset_left:
             time.sleep(0.01)
         recovery.send_signal(number)
         assert recovery.wait(WAIT) == 130

@@ -7,7 +7,7 @@ import errno
 from pyvfio import errors
 from pyvfio._sys import sysfs
 from pyvfio.eeh.procfs import check_enabled
-from pyvfio.eeh.state import DeviceMode, HostState, PeState, Software
+from pyvfio.eeh.state import DeviceMode, HostState, PeState
 from pyvfio.pci import Function, functions
 
 
@@ -102,7 +102,7 @@ class HostPe:
                 f"{self} is still {after}: what froze it may have done so again; recover it with "
                 f"`pyvfio eeh recover {self.function.address}`"
             )
-        if after.software & Software.CONFIG_BLOCKED:
+        if after.reset_left:
             raise errors.StateError(
                 f"config space of {self} is blocked: it is being reset, or whoever reset it was "
                 "killed before the reset's end; in that case end it with "

@@ -13,7 +13,7 @@ from pyvfio._sys import signals
 from pyvfio.abi import vfio
 from pyvfio.device import Device
 from pyvfio.eeh.error import InjectedError
-from pyvfio.eeh.operation import check_one_group, operate
+from pyvfio.eeh.operation import check_one_group, in_reset, operate
 from pyvfio.eeh.state import PeState
 from pyvfio.iommu import Container, ContainerSpace
 
@@ -203,11 +203,8 @@ class Pe:
         check_one_group(self._space)
         with signals.held_back():
             (self.disable_interrupts if teardown is None else teardown)()
-            try:
-                self._operate(kind.value)
+            with in_reset(self._space, self.devices[0].address, kind.value, self.deactivate):
                 yield
-            finally:
-                self.deactivate()
 
     def assert_reset(self, kind: Reset) -> None:
         """Assert a reset and leave it so: for those who relay a guest's calls one by one.

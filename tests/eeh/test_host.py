@@ -64,6 +64,16 @@ def test_a_reset_that_was_never_ended_is_told(sysfs_pe: MakePe) -> None:
         host_pe().thaw()
 
 
+def test_a_frozen_bcm5719_is_frozen_and_not_in_reset(sysfs_pe: MakePe) -> None:
+    kernel = sysfs_pe()
+    kernel.software |= 0x205
+    kernel.freeze()
+    kernel.thaws = False
+    with pytest.raises(errors.PeFrozen, match="still stopped"):
+        host_pe().thaw()
+    assert not host_pe().state.reset_left
+
+
 @pytest.mark.parametrize("hardware", [0x1, 0x2, 0x50])
 def test_a_state_that_cannot_be_told(sysfs_pe: MakePe, hardware: int) -> None:
     kernel = sysfs_pe()
