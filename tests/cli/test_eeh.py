@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pyvfio import eeh
+from pyvfio.cli.eeh import holding
 from pyvfio.cli.main import main
 from pyvfio.eeh import debugfs, drilling
+from pyvfio.pci import Function
 from tests.eeh.standin import SysfsPe
 from tests.pci.bus.tree import Tree
 
@@ -134,3 +138,40 @@ def test_a_frozen_pe_is_told_of_before_the_open_that_thaws_it(
         assert main(arguments) == 4, "nothing here can be opened"
         first, _ = capsys.readouterr().err.splitlines()
         assert "is frozen: stopped (isolated). Opening the device thaws it" in first
+
+
+def test_a_leftover_reset_is_not_cut_in_two_by_sigterm(
+    pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pe.software |= 4
+    handlers = []
+
+    def end(function: Function) -> bool:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return True
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(eeh, "end_leftover_reset", end)
+    assert "leftover" not in said("reset", BDF, status=4)  # nothing here can be opened
+    assert handlers == [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGTERM) is before
+    pe.software |= 0x201  # a frozen BCM5719
+    pe.freeze()
+    said("reset", BDF, status=4)
+    assert len(handlers) == 1
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with holding._ended_as_by_ctrl_c():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    real = signal.getsignal
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: None if number == signal.SIGHUP else real(number)
+    )
+    with holding._ended_as_by_ctrl_c():
+        assert real(signal.SIGHUP) == before
