@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 
 from pyvfio import errors
@@ -187,9 +187,29 @@ class Pe:
         Raises:
             StateError, Unsupported: as :attr:`state`.
             KernelError: the kernel refused; the PE is not left in reset if it can be helped.
+            PeFrozen, PeUnavailable: it is not normal afterwards.
         """
         with self.asserted(kind, teardown=teardown):
             pass
+        self.check_normal()
+
+    def check_normal(self) -> None:
+        """Check that the PE is at work, as it must be after a reset.
+
+        Raises:
+            PeFrozen: it is not.
+            PeUnavailable, StateError, Unsupported, KernelError: as :meth:`wait`.
+        """
+        if (state := self.wait()) is not PeState.NORMAL:
+            raise errors.PeFrozen(f"{self} is {state} after the reset")
+
+    def check_one_group(self) -> None:
+        """Check that the PE can be driven: a group opened later may be in the address space.
+
+        Raises:
+            StateError: a second group is in the container.
+        """
+        check_one_group(self._space)
 
     @contextmanager
     def asserted(
@@ -230,14 +250,15 @@ class Pe:
             device.config.command = device.config.command
 
     def disable_interrupts(self) -> None:
-        """Disable INTx, MSI and MSI-X of the devices.
+        """Disable INTx, MSI and MSI-X of the devices: all of them, even if one fails.
 
         Raises:
             KernelError: the kernel refused.
         """
-        for device in self.devices:
-            for irq in (device.intx, device.msi, device.msix):
-                irq.disable()
+        with ExitStack() as stack:
+            for device in reversed(self.devices):
+                for irq in (device.msix, device.msi, device.intx):
+                    stack.callback(irq.disable)
 
     def __str__(self) -> str:
         return f"the PE of {self.devices[0].address}"

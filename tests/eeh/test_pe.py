@@ -60,7 +60,7 @@ def test_interrupts_are_off_before_a_reset(kernel: EehKernel, pe: Pe, device: Fa
     kernel.before = lambda name: before.append(device.msix.disabled) if name == "hot" else None
     pe.reset()
     assert before == [1]
-    assert kernel.operations == ["hot", "deactivate"]
+    assert kernel.operations == ["hot", "deactivate", "state"]
     assert (device.intx.disabled, device.msi.disabled) == (1, 1)
 
 
@@ -171,3 +171,30 @@ def test_other_threads_hold_nothing_back() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
+
+
+@pytest.mark.parametrize("stays", ["stopped", "unavailable"])
+def test_a_reset_that_does_not_help_is_told(
+    kernel: EehKernel, pe: Pe, stays: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pe, "wait", lambda wait=pe.wait: wait(0.01))
+    if stays == "stopped":
+        kernel.stuck = True
+        with pytest.raises(errors.PeFrozen, match="is stopped after the reset"):
+            pe.reset()
+    else:
+        kernel.state = 5
+        with pytest.raises(errors.PeUnavailable):
+            pe.reset()
+
+
+def test_an_interrupt_that_cannot_be_disabled_leaves_no_other_enabled(
+    pe: Pe, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise errors.KernelError(errno.EIO, "VFIO_DEVICE_SET_IRQS", "intx", "injected")
+
+    monkeypatch.setattr(device.intx, "disable", fail)
+    with pytest.raises(errors.KernelError):
+        pe.disable_interrupts()
+    assert device.msi.disabled == device.msix.disabled == 1
