@@ -163,6 +163,33 @@ def test_signals_are_held_back_and_come_after() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_while_handlers_are_put_back_leaves_none_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    put_back = signal.signal
+
+    def put_back_and_press(number: signal.Signals, handler: Any) -> None:
+        put_back(number, handler)
+        signal.raise_signal(signal.SIGINT)
+
+    def work() -> None:
+        with signals.held_back():
+            monkeypatch.setattr(signal, "signal", put_back_and_press)
+
+    try:
+        for number in numbers:
+            put_back(number, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert {signal.getsignal(number) for number in numbers} == {signal.default_int_handler}
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(numbers)
+    finally:
+        for number in numbers:
+            put_back(number, before[number])
+
+
 def test_other_threads_hold_nothing_back() -> None:
     def work() -> None:
         with signals.held_back():
