@@ -43,6 +43,7 @@ def test_the_sequence(kernel: EehKernel, pe: Pe, device: FakeDevice) -> None:
     assert device.config.registers[4] == 0x0107, "bus mastering is on again"
     assert "reads 0x8086; the PE is stopped" in told[0].said
     assert "1 of" in told[5].said
+    assert "no handler" in told[1].said
 
 
 def test_what_is_not_frozen_is_reset_all_the_same(kernel: EehKernel, pe: Pe) -> None:
@@ -78,6 +79,7 @@ def test_the_devices_user_is_asked_at_each_point(kernel: EehKernel, pe: Pe) -> N
     assert called == ["error_detected", "mmio_enabled", "teardown", "slot_reset"]
     said = {step.name: step.said for step in recovery.steps.done}
     assert "reads 0xffffffff" in said["detected"]
+    assert said["noted"] == "the device's user was told"
     assert said["MMIO enabled"] == "the PE is DMA stopped; it says ouch"
     assert said["set up by user"] == "vectors enabled"
 
