@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvfio import eeh
+from pyvfio import eeh, pci
 from pyvfio.cli.eeh import holding
 from pyvfio.cli.main import main
 from pyvfio.eeh import debugfs, drilling
@@ -175,3 +175,36 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> N
     )
     with holding._ended_as_by_ctrl_c():
         assert real(signal.SIGHUP) == before
+
+
+def test_what_the_host_uses_is_frozen_by_force_alone(
+    tree: Tree, pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.write(tree.sys / "kernel/debug/powerpc/eeh_dev_break", "")
+    monkeypatch.setattr(debugfs, "dev_break", lambda function: pe.freeze())
+    other = "0000:01:00.1"
+    directory = tree.function(other).sysfs
+    tree.write(directory / "eeh_pe_state", "0x00000078 0x00000800\n")
+    tree.write(directory / "eeh_pe_config_addr", "0x1fd\n")
+    members = tuple(map(Function, (BDF, other)))
+    monkeypatch.setattr("pyvfio.eeh.host.functions", lambda: members)
+    monkeypatch.setattr(
+        pci,
+        "users",
+        lambda member: ("nvme0n1 is mounted on /",) if str(member.address) == other else (),
+    )
+    assert "nvme0n1 is mounted on /" in said("freeze", BDF, status=5)
+    assert pe.hardware
+    assert "is stopped" in said("freeze", BDF, "--force")
+
+
+@pytest.mark.usefixtures("pe")
+def test_a_function_that_goes_between_listing_and_reading_is_passed_over(
+    tree: Tree, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tree.function("0000:02:00.0")
+    listed = (Function(BDF), gone)
+    monkeypatch.setattr(pci, "functions", lambda: listed)
+    gone.sysfs.unlink()
+    functions = said("status", "all").splitlines()[2:]
+    assert [line.split()[0] for line in functions] == [BDF]

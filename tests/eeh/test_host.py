@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from pyvfio import errors
-from pyvfio.eeh import DeviceMode, HostPe, PeState, debugfs, frozen_before_open
+from pyvfio._sys import sysfs
+from pyvfio.eeh import DeviceMode, HostPe, InjectedError, PeState, debugfs, frozen_before_open
 from pyvfio.pci import Function
 from tests.pci.bus.tree import Tree
 
@@ -55,6 +56,15 @@ def test_a_write_that_thaws_nothing_is_noticed(sysfs_pe: MakePe) -> None:
     kernel.thaws = False
     with pytest.raises(errors.PeFrozen, match=r"still stopped.*eeh recover 0000:01:00.0"):
         host_pe().thaw()
+
+
+def test_what_the_host_is_recovering_is_left_to_it(sysfs_pe: MakePe) -> None:
+    kernel = sysfs_pe()
+    kernel.freeze()
+    kernel.software |= 2
+    with pytest.raises(errors.StateError, match="the host is recovering PE 0x1fd"):
+        host_pe().thaw()
+    assert kernel.writes == 0
 
 
 def test_a_reset_that_was_never_ended_is_told(sysfs_pe: MakePe) -> None:
@@ -153,3 +163,23 @@ def test_debugfs_not_mounted_too_old_or_there(tree: Tree, sysfs_pe: MakePe) -> N
         file = tree.write(folder / name, "")
         work(function)
         assert file.read_text() == written
+
+
+def test_what_einval_means_depends_on_the_file(
+    tree: Tree, sysfs_pe: MakePe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sysfs_pe()
+    folder = tree.sys / "kernel/debug/powerpc"
+    tree.write(folder / "eeh_dev_check", "")
+    tree.write(folder / "PCI0000/err_injct", "")
+
+    def refuse(path: object, text: str) -> None:
+        raise errors.KernelError(errno.EINVAL, "write", str(path))
+
+    monkeypatch.setattr(sysfs, "write", refuse)
+    function = Function("0000:01:00.0")
+    with pytest.raises(errors.KernelError, match="firmware knows no such error"):
+        debugfs.inject(function, InjectedError())
+    with pytest.raises(errors.KernelError) as caught:
+        debugfs.check(function)
+    assert "firmware" not in str(caught.value)

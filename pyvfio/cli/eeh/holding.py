@@ -55,6 +55,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "the exit code is 1. Closing the device at the end thaws the PE.",
     )
     errorargs.add(inject)
+    errorargs.add_force(inject)
 
 
 def run_drill(options: argparse.Namespace) -> None:
@@ -103,6 +104,8 @@ def run_inject(options: argparse.Namespace) -> None:
 
     error = errorargs.parse(options)
     with _held(options) as (device, pe, steps):
+        if not options.force:
+            eeh.HostPe(device.function).check_unused()
         name, injector = eeh.choose(device.function, options.injector, holding=True)
         eeh.inject(pe, name, injector, error, steps)
 
