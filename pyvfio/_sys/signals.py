@@ -38,7 +38,9 @@ def held_back() -> Iterator[None]:
         try:
             for number, handler in reversed(handlers.items()):
                 signal.signal(number, handler)
-            for caught, frame in came:
-                handlers[signal.Signals(caught)](caught, frame)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            finally:
+                for caught, frame in came:
+                    handlers[signal.Signals(caught)](caught, frame)

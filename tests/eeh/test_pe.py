@@ -225,3 +225,19 @@ def test_an_interrupt_that_cannot_be_disabled_leaves_no_other_enabled(
     with pytest.raises(errors.KernelError):
         pe.disable_interrupts()
     assert device.msi.disabled == device.msix.disabled == 1
+
+
+def test_what_was_held_back_is_handled_with_no_signal_blocked() -> None:
+    blocked: list[set[Any]] = []
+    before = signal.signal(
+        signal.SIGTERM,
+        lambda *_: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    )
+    try:
+        with signals.held_back():
+            signal.raise_signal(signal.SIGTERM)
+            assert blocked == []
+        assert len(blocked) == 1
+        assert signal.SIGTERM not in blocked[0]
+    finally:
+        signal.signal(signal.SIGTERM, before)
