@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -208,3 +210,20 @@ def test_a_function_that_goes_between_listing_and_reading_is_passed_over(
     gone.sysfs.unlink()
     functions = said("status", "all").splitlines()[2:]
     assert [line.split()[0] for line in functions] == [BDF]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_error_is_injected_into_what_the_host_uses_by_force_alone(
+    pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch, *, force: bool
+) -> None:
+    @contextmanager
+    def held(options: object) -> Iterator[tuple[object, None, None]]:
+        yield SimpleNamespace(function=Function(BDF)), None, None
+
+    injected: list[object] = []
+    monkeypatch.setattr(holding, "_held", held)
+    monkeypatch.setattr(eeh, "inject", lambda *details: injected.append(details))
+    monkeypatch.setattr("pyvfio.eeh.host.functions", lambda: (Function(BDF),))
+    monkeypatch.setattr(pci, "users", lambda member: ("eth0 is up with 10.0.0.1/8",))
+    said("inject", BDF, *(["--force"] if force else []), status=0 if force else 5)
+    assert len(injected) == force

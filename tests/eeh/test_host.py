@@ -136,9 +136,9 @@ def test_a_freeze_is_noticed_before_the_open_that_undoes_it(sysfs_pe: MakePe) ->
     function = Function("0000:01:00.0")
     assert frozen_before_open(function) is None
     kernel.freeze()
-    assert "is frozen: stopped (isolated). Opening the device thaws it" in str(
-        frozen_before_open(function)
-    )
+    told = str(frozen_before_open(function))
+    assert "is frozen: stopped (isolated). Opening the device thaws it" in told
+    assert "BCM5719 and two Emulex cards are reset" in told
 
 
 def test_debugfs_not_mounted_too_old_or_there(tree: Tree, sysfs_pe: MakePe) -> None:
