@@ -129,7 +129,7 @@ def test_while_a_reset_lasts_nothing_answers_and_ctrl_c_waits(
     def interrupted() -> None:
         with pe.asserted():
             signal.raise_signal(signal.SIGINT)
-            assert host.state.software & eeh.Software.CONFIG_BLOCKED
+            assert host.state.reset_left
             with pytest.raises(errors.KernelError):
                 _ = device.config.vendor_id
             with pytest.raises(errors.StateError):

@@ -204,7 +204,7 @@ def test_the_drill_recovers(freezable: str) -> None:
     output = pyvfio("eeh", "drill", freezable, "--recover")
     assert step_names(output) == [
         *("works before", "injected", "frozen", "detected", "noted", "MMIO enabled", "reset"),
-        *("configured", "config restored", "interrupts restored", "verified", "works after"),
+        *("configured", "config restored", "set up by user", "verified", "works after"),
     ]
     assert output.count("fetched by DMA") == 2
     assert state(freezable) == ("normal", [])
@@ -225,7 +225,7 @@ def test_a_recovery_that_is_interrupted_leaves_no_reset(card: str, number: signa
         assert recovery.stdout is not None
         while "noted" not in recovery.stdout.readline():
             pass
-        while not eeh.HostPe(Function(card)).state.software & eeh.Software.CONFIG_BLOCKED:
+        while not eeh.HostPe(Function(card)).state.reset_left:
             time.sleep(0.01)
         recovery.send_signal(number)
         assert recovery.wait(WAIT) == 130

@@ -32,7 +32,15 @@ def held_back() -> Iterator[None]:
             signal.signal(number, lambda number, frame: came.append((number, frame)))
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for caught, frame in came:
-            handlers[signal.Signals(caught)](caught, frame)
+        # A handler that raises (Ctrl-C's) must not come between and leave the others replaced. One
+        # that another thread of the process takes is not blocked here: so SIGINT is put back last.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
+        try:
+            for number, handler in reversed(handlers.items()):
+                signal.signal(number, handler)
+        finally:
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            finally:
+                for caught, frame in came:
+                    handlers[signal.Signals(caught)](caught, frame)

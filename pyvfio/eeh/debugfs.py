@@ -132,7 +132,7 @@ def _write(name: str, text: str) -> None:
     except errors.KernelError as error:
         meaning = {
             errno.EIO: "the firmware refused",
-            errno.EINVAL: "the firmware knows no such error",
+            errno.EINVAL: "the firmware knows no such error" if name.endswith("/err_injct") else "",
             errno.ENODEV: "the kernel knows no such device or PE there",
             errno.ENXIO: "the device has no memory BAR, or the platform cannot do it",
         }.get(error.errno or 0, "")

@@ -29,25 +29,32 @@ def wait_frozen(
 
     Args:
         state: tells the PE's state.
-        poke: makes an access; what it raises from the kernel is passed over.
+        poke: makes an access; an Error that it raises is passed over.
         timeout: seconds to wait at most; None for 3.
 
     Raises:
         NoFreeze: it did not freeze.
+        PeUnavailable: its state cannot be told; a PE above it may have frozen.
     """
     timeout = _FREEZE_TIMEOUT if timeout is None else timeout
     deadline = time.monotonic() + timeout
     while True:
-        with contextlib.suppress(errors.KernelError):  # as a frozen device may raise
+        with contextlib.suppress(errors.Error):  # as a frozen device may raise
             poke()
         now = state()
         if now.frozen:
             return now
         if time.monotonic() >= deadline:
+            if now is PeState.UNAVAILABLE:
+                raise errors.PeUnavailable(
+                    f"the injection was accepted, and the PE's state has been unavailable for "
+                    f"{timeout:g} s: the error may have frozen a PE above it; `pyvfio eeh status "
+                    "all` shows which"
+                )
             raise errors.NoFreeze(
                 f"the injection was accepted, but no freeze followed in {timeout:g} s: the PE is "
                 f"{now}. The platform may not do what it was asked, or the error waits for an "
-                "access of another kind"
+                "access of another kind: then it is still armed, and may freeze the PE later"
             )
         time.sleep(_POLL)
 
@@ -127,7 +134,10 @@ def _thawed(pe: Pe, unfreeze: Callable[[], None], expected: PeState) -> str:
 
 def _touch(pe: Pe) -> None:
     for device in pe.devices:
-        device.function.read_config()
+        # Each for itself: one that fails must not keep the others from setting the error off.
+        with contextlib.suppress(errors.Error):
+            device.function.read_config()
         for bar in device.bars.values():
-            if bar.areas:
-                bar.read32(bar.areas[0].offset)
+            with contextlib.suppress(errors.Error):
+                if bar.areas:
+                    bar.read32(bar.areas[0].offset)

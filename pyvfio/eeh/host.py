@@ -26,12 +26,14 @@ class HostPe:
     Raises:
         NoEeh: the host has no EEH, or it is off.
         Unsupported: the function has no PE.
+        DeviceNotFound: the function has gone.
     """
 
     def __init__(self, function: Function) -> None:
         self.function = function
         if not (function.sysfs / "eeh_pe_state").exists():
             check_enabled()
+            Function(function.address)  # says so if it has gone
             raise self._no_pe()
 
     @property
@@ -57,11 +59,27 @@ class HostPe:
             if function.address.domain == self.function.address.domain:
                 try:
                     number = HostPe(function).number
-                except errors.Unsupported:
+                except (errors.Unsupported, errors.DeviceNotFound):
                     continue
                 if number == self.number:
                     found.append(function)
         return tuple(found)
+
+    def check_unused(self) -> None:
+        """Check that the host uses no member of the PE: a freeze is for all of them.
+
+        Raises:
+            DeviceInUse: it uses one.
+        """
+        from pyvfio.pci import users  # here, since it is slow to import
+
+        for member in self.members:
+            if found := users(member):
+                raise errors.DeviceInUse(
+                    f"{member.address} of {self} is in use: {'; '.join(found)}. Release it, or "
+                    "freeze it regardless: --force",
+                    found,
+                )
 
     def thaw(self) -> HostState:
         """Thaw the PE, and clear the kernel's note of the freeze.
@@ -76,11 +94,17 @@ class HostPe:
         Raises:
             PeFrozen: it is as frozen as before.
             PeUnavailable: its state cannot be told.
-            StateError: its reset is asserted, or was never ended.
+            StateError: the kernel itself is recovering it, or its reset is asserted, or was never
+                ended.
             AccessDenied: only root may.
             KernelError: the kernel refused; EIO where the firmware did.
         """
         before = self.state
+        if before.software & Software.RECOVERING:
+            raise errors.StateError(
+                f"the host is recovering {self}: wait for its end, which "
+                f"`pyvfio eeh status {self.function.address} --watch` shows"
+            )
         if before.state.frozen or before.isolated:
             try:
                 sysfs.write(self.function.sysfs / "eeh_pe_state", "0")
@@ -102,7 +126,7 @@ class HostPe:
                 f"{self} is still {after}: what froze it may have done so again; recover it with "
                 f"`pyvfio eeh recover {self.function.address}`"
             )
-        if after.software & Software.CONFIG_BLOCKED:
+        if after.reset_left:
             raise errors.StateError(
                 f"config space of {self} is blocked: it is being reset, or whoever reset it was "
                 "killed before the reset's end; in that case end it with "
@@ -162,4 +186,7 @@ def frozen_before_open(function: Function) -> str | None:
         return None
     if not state.state.frozen:
         return None
-    return f"{pe} is frozen: {state}. Opening the device thaws it"
+    return (
+        f"{pe} is frozen: {state}. Opening the device thaws it; a BCM5719 and two Emulex cards are "
+        "reset instead"
+    )

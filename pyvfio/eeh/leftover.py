@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pyvfio._sys import signals, sysfs
 from pyvfio.abi import vfio
 from pyvfio.eeh.host import HostPe
-from pyvfio.eeh.operation import operate
-from pyvfio.eeh.state import Software
+from pyvfio.eeh.operation import in_reset, operate
 from pyvfio.iommu import Group, open_space
 from pyvfio.pci import Function, check_openable
 
@@ -30,7 +29,7 @@ def end_leftover_reset(function: Function) -> bool:
         NoEeh, Unsupported: it has no PE.
         AccessDenied, KernelError: the kernel refused.
     """
-    if not HostPe(function).state.software & Software.CONFIG_BLOCKED:
+    if not HostPe(function).state.reset_left:
         return False
     wanted = check_openable(function)
     with open_space() as space:
@@ -40,13 +39,19 @@ def end_leftover_reset(function: Function) -> bool:
         except BaseException:
             group.close()
             raise
+
+        def end() -> None:
+            operate(space, function.address, vfio.VFIO_EEH_PE_RESET_DEACTIVATE)
+
         # Meanwhile the kernel put the device to sleep and saved all ones as its config space, which
         # waking writes into it. A reset while it is awake brings back what EEH saved at boot.
         with signals.held_back():
-            operate(space, function.address, vfio.VFIO_EEH_PE_RESET_DEACTIVATE)
-            with _awake(function):
-                operate(space, function.address, vfio.VFIO_EEH_PE_RESET_HOT)
-                operate(space, function.address, vfio.VFIO_EEH_PE_RESET_DEACTIVATE)
+            end()
+            with (
+                _awake(function),
+                in_reset(space, function.address, vfio.VFIO_EEH_PE_RESET_HOT, end),
+            ):
+                pass
     return True
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pyvfio import errors
 from pyvfio.abi import vfio
@@ -62,6 +64,25 @@ def operate(
             ) from None
         name, meaning = _NAMES[operation], _MEANINGS.get(refusal.errno or 0)
         raise refusal.from_call(refusal, f"{name}: {meaning}" if meaning else name) from None
+
+
+@contextmanager
+def in_reset(
+    space: ContainerSpace, who: object, kind: int, end: Callable[[], None]
+) -> Iterator[None]:
+    """The PE in reset for as long as the block lasts. Signals are the caller's to hold back.
+
+    Args:
+        space, who: as :func:`operate` has them.
+        kind: ``VFIO_EEH_PE_RESET_HOT`` or ``..._FUNDAMENTAL``.
+        end: deactivates the reset, which is done whatever fails: the kernel blocks config space
+            before it asks the firmware, so a reset that is refused must be ended as well.
+    """
+    try:
+        operate(space, who, kind)
+        yield
+    finally:
+        end()
 
 
 _NAMES = {

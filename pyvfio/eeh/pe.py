@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 
 from pyvfio import errors
@@ -13,7 +13,7 @@ from pyvfio._sys import signals
 from pyvfio.abi import vfio
 from pyvfio.device import Device
 from pyvfio.eeh.error import InjectedError
-from pyvfio.eeh.operation import check_one_group, operate
+from pyvfio.eeh.operation import check_one_group, in_reset, operate
 from pyvfio.eeh.state import PeState
 from pyvfio.iommu import Container, ContainerSpace
 
@@ -187,9 +187,29 @@ class Pe:
         Raises:
             StateError, Unsupported: as :attr:`state`.
             KernelError: the kernel refused; the PE is not left in reset if it can be helped.
+            PeFrozen, PeUnavailable: it is not normal afterwards.
         """
         with self.asserted(kind, teardown=teardown):
             pass
+        self.check_normal()
+
+    def check_normal(self) -> None:
+        """Check that the PE is at work, as it must be after a reset.
+
+        Raises:
+            PeFrozen: it is not.
+            PeUnavailable, StateError, Unsupported, KernelError: as :meth:`wait`.
+        """
+        if (state := self.wait()) is not PeState.NORMAL:
+            raise errors.PeFrozen(f"{self} is {state} after the reset")
+
+    def check_one_group(self) -> None:
+        """Check that the PE can be driven: a group opened later may be in the address space.
+
+        Raises:
+            StateError: a second group is in the container.
+        """
+        check_one_group(self._space)
 
     @contextmanager
     def asserted(
@@ -203,11 +223,8 @@ class Pe:
         check_one_group(self._space)
         with signals.held_back():
             (self.disable_interrupts if teardown is None else teardown)()
-            try:
-                self._operate(kind.value)
+            with in_reset(self._space, self.devices[0].address, kind.value, self.deactivate):
                 yield
-            finally:
-                self.deactivate()
 
     def assert_reset(self, kind: Reset) -> None:
         """Assert a reset and leave it so: for those who relay a guest's calls one by one.
@@ -233,14 +250,15 @@ class Pe:
             device.config.command = device.config.command
 
     def disable_interrupts(self) -> None:
-        """Disable INTx, MSI and MSI-X of the devices.
+        """Disable INTx, MSI and MSI-X of the devices: all of them, even if one fails.
 
         Raises:
             KernelError: the kernel refused.
         """
-        for device in self.devices:
-            for irq in (device.intx, device.msi, device.msix):
-                irq.disable()
+        with ExitStack() as stack:
+            for device in reversed(self.devices):
+                for irq in (device.msix, device.msi, device.intx):
+                    stack.callback(irq.disable)
 
     def __str__(self) -> str:
         return f"the PE of {self.devices[0].address}"

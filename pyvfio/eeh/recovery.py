@@ -9,16 +9,18 @@ and Documentation/PCI/pci-error-recovery.rst), which a guest drives through RTAS
 4. reset: interrupts off, reset asserted and deactivated, which thaws the PE;
 5. configured: bridges of the PE;
 6. config restored: what was saved while the device was healthy;
-7. interrupts restored: by whoever uses the device;
+7. set up by user: the device and its interrupts, by whoever uses it;
 8. verified: the PE is normal, and the device is what it was.
 
-An attempt that fails is followed by another, with a fundamental reset, and after the last the
-device is declared dead: it is cut off from memory and interrupts.
+An attempt that fails, from its reset on, is followed by one with a fundamental reset, and after
+the last the device is declared dead: it is cut off from memory and interrupts. What fails before
+the reset is reported, and the reset made all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
 from pyvfio import errors
@@ -71,7 +73,7 @@ class Handlers:
         Returns:
             What was done.
         """
-        return "left to the device's user"
+        return "nothing: the device and its interrupts are left to its user"
 
 
 class Recovery:
@@ -107,6 +109,7 @@ class Recovery:
         self.attempts = attempts
         self.steps = Steps(report)
         self.dead = False
+        self._resets = 0
         self._saved = [SavedConfig(device) for device in pe.devices]
 
     def run(self) -> None:
@@ -115,36 +118,58 @@ class Recovery:
         Interrupted (Ctrl-C), it ends between two steps: the PE may be frozen still, and is not
         in reset.
 
+        What fails before a reset (the diagnosis, the user's handlers, interrupts that cannot be
+        disabled) is reported as a failed step, and the reset is made all the same. Whatever fails
+        from the reset on, in a handler as well, makes the attempt fail.
+
         Raises:
-            PeDead: no attempt succeeded; the device is cut off.
+            PeDead: no attempt succeeded; the device is cut off, as far as it could be.
             PeUnavailable: the PE's state cannot be told for now; nothing was done to it.
-            StateError: a second group is in the container.
+            StateError: a second group is in the container; nothing was done.
         """
+        self.pe.check_one_group()
         if self.dead:
             raise errors.PeDead(f"{self.pe} was declared dead: close the device and look at it")
+        self._resets = 0
         for attempt in range(1, self.attempts + 1):
+            self._diagnose(first=attempt == 1)
             try:
                 self._attempt(Reset.HOT if attempt == 1 else Reset.FUNDAMENTAL)
-            except (errors.KernelError, errors.PeFrozen) as error:
+            except errors.Error as error:
                 if attempt == self.attempts:
-                    self._declare_dead()
+                    resets = f"{self._resets} reset{'' if self._resets == 1 else 's'}"
+                    cut_off = (
+                        "and cut off from memory and interrupts"
+                        if self._declare_dead()
+                        else "but could not be cut off entirely"
+                    )
                     raise errors.PeDead(
-                        f"{self.pe} did not come back after {attempt} resets ({error}): it is "
-                        "declared dead, and cut off from memory and interrupts"
+                        f"{self.pe} did not come back after {resets} ({error}): it is declared "
+                        f"dead, {cut_off}"
                     ) from error
             else:
                 return
 
+    def _diagnose(self, *, first: bool) -> None:
+        attempt = self.steps.attempt
+        try:
+            self.steps.do("detected", self._detect)
+        except errors.PeUnavailable:
+            if first:
+                raise
+        except errors.Error:
+            pass
+        attempt("noted", self._note)
+        with contextlib.suppress(errors.Error):  # it was reported with "detected"
+            if self.pe.state is PeState.STOPPED:
+                attempt("MMIO enabled", self._enable_mmio)
+
     def _attempt(self, kind: Reset) -> None:
-        do, pe = self.steps.do, self.pe
-        do("detected", self._detect)
-        do("noted", self._note)
-        if pe.state is PeState.STOPPED:
-            do("MMIO enabled", self._enable_mmio)
+        do = self.steps.do
         do("reset", lambda: self._reset(kind))
         do("configured", self._configure)
-        do("config restored", lambda: "; ".join(saved.restore() for saved in self._saved))
-        do("interrupts restored", self.handlers.slot_reset)
+        do("config restored", self._restore)
+        do("set up by user", self.handlers.slot_reset)
         do("verified", self._verify)
 
     def _detect(self) -> str:
@@ -152,12 +177,15 @@ class Recovery:
         for device in self.pe.devices:
             try:
                 answers.append(f"{device.address} reads {self.handlers.probe(device):#x}")
-            except errors.KernelError as error:
-                answers.append(f"{device.address} cannot be read ({error.strerror})")
+            except errors.Error as error:
+                why = error.strerror if isinstance(error, errors.KernelError) else error
+                answers.append(f"{device.address} cannot be read ({why})")
         return f"{'; '.join(answers)}; the PE is {self.pe.wait()}"
 
     def _note(self) -> str:
         self.handlers.error_detected()
+        if type(self.handlers).error_detected is Handlers.error_detected:
+            return "the device's user left no handler to be told by"
         return "the device's user was told"
 
     def _enable_mmio(self) -> str:
@@ -165,36 +193,58 @@ class Recovery:
         return f"the PE is {self.pe.state}; {self.handlers.mmio_enabled()}"
 
     def _reset(self, kind: Reset) -> str:
-        self.pe.reset(kind, teardown=self.handlers.teardown)
-        return f"{kind}, interrupts off before; the PE is {self.pe.state}"
+        before = "interrupts off before"
+
+        def teardown() -> None:
+            nonlocal before
+            began = time.monotonic()
+            try:
+                self.handlers.teardown()
+            except errors.Error as error:
+                took = time.monotonic() - began
+                self.steps.add(Step("interrupts off", str(error), took, failed=True))
+                before = "interrupts could not all be switched off before"
+
+        with self.pe.asserted(kind, teardown=teardown):
+            self._resets += 1
+        self.pe.check_normal()
+        return f"{kind}, {before}; the PE is normal"
 
     def _configure(self) -> str:
         self.pe.configure()
         return "bridges of the PE"
 
+    def _restore(self) -> str:
+        return "; ".join(saved.restore() for saved in self._saved)
+
     def _verify(self) -> str:
-        state = self.pe.wait()
-        if state is not PeState.NORMAL:
-            raise errors.PeFrozen(f"{self.pe} is {state} after the reset")
+        self.pe.check_normal()
         for device, saved in zip(self.pe.devices, self._saved, strict=True):
             found = device.config.vendor_id, device.config.device_id
             if found != (saved.vendor_id, saved.device_id):
                 raise errors.PeFrozen(f"{device.address} reads {found[0]:04x}:{found[1]:04x}")
         return "the PE is normal, and the device is the one it was"
 
-    def _declare_dead(self) -> None:
+    def _declare_dead(self) -> bool:
         self.dead = True
+        return self.steps.attempt("declared dead", self._cut_off)
 
-        def cut_off() -> str:
-            # What can still be done is done, whatever fails.
-            with contextlib.suppress(errors.Error):
-                self.handlers.teardown()
-            for device in self.pe.devices:
-                with contextlib.suppress(errors.Error):
-                    device.bus_master = False
-            return "bus mastering and interrupts are off"
-
-        self.steps.do("declared dead", cut_off)
+    def _cut_off(self) -> str:
+        left = []  # what can still be done is done, whatever fails
+        try:
+            self.handlers.teardown()
+        except errors.Error as error:
+            left.append(f"interrupts may be on ({error})")
+        for device in self.pe.devices:
+            try:
+                device.bus_master = False
+                if device.bus_master:
+                    left.append(f"bus mastering of {device.address} still reads as on")
+            except errors.Error as error:
+                left.append(f"bus mastering of {device.address} may be on ({error})")
+        if left:
+            raise errors.StateError("; ".join(left))
+        return "bus mastering and interrupts are off"
 
 
 def _diagnosis(device: Device) -> str:

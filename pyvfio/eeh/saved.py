@@ -75,6 +75,7 @@ class SavedConfig:
 
         Raises:
             DeviceGone: it does not answer, or is another device.
+            StateError: all was written, and some registers are not as before.
             KernelError: the kernel refused.
         """
         config = self._device.config
@@ -97,4 +98,8 @@ class SavedConfig:
             if config.read(offset, width) != value
         ]
         said = f"{changed} of {len(self._values)} registers written"
-        return f"{said}; not as before: {', '.join(left)}" if left else said
+        if left:
+            raise errors.StateError(
+                f"{self._device.address}: {said}; not as before: {', '.join(left)}"
+            )
+        return said

@@ -65,7 +65,8 @@ class Software(IntFlag):
     """Seen frozen, and not cleared since."""
     RECOVERING = 1 << 1
     CONFIG_BLOCKED = 1 << 2
-    """Config space reads all ones: a reset is asserted."""
+    """Config space reads all ones. A reset is asserted; or it is only frozen, where it is
+    CONFIG_RESTRICTED as well: :attr:`HostState.reset_left` tells which."""
     RESET = 1 << 3
     KEEP = 1 << 8
     CONFIG_RESTRICTED = 1 << 9
@@ -130,6 +131,19 @@ class HostState(NamedTuple):
     def isolated(self) -> bool:
         """Whether the kernel has noted a freeze that nobody has cleared."""
         return bool(self.software & Software.ISOLATED)
+
+    @property
+    def reset_left(self) -> bool:
+        """Whether a reset is asserted: one under way, or one whose process was killed.
+
+        The kernel blocks config space for a reset. For a PE that is CONFIG_RESTRICTED it does so
+        at each freeze as well (eeh_pe_mark_isolated()), so there that alone tells of no reset.
+        """
+        if self.hardware & Hardware.RESET_ACTIVE:
+            return True
+        frozen = Software.ISOLATED | Software.CONFIG_RESTRICTED
+        blocked = bool(self.software & Software.CONFIG_BLOCKED)
+        return blocked and self.software & frozen != frozen
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pyvfio import errors
+
 
 class Step(NamedTuple):
     """One step of a drill or a recovery.
@@ -53,6 +55,18 @@ class Steps:
             raise
         self._end(name, said, began)
         return said
+
+    def attempt(self, name: str, work: Callable[[], str]) -> bool:
+        """Do a step whose failure (:class:`~pyvfio.errors.Error`) is reported and no more.
+
+        Returns:
+            Whether it succeeded.
+        """
+        try:
+            self.do(name, work)
+        except errors.Error:
+            return False
+        return True
 
     def _end(self, name: str, said: str, began: float, *, failed: bool = False) -> None:
         self.add(Step(name, said, time.monotonic() - began, failed))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pyvfio import eeh, pci
+from pyvfio.cli.eeh import holding
 from pyvfio.cli.main import main
 from pyvfio.eeh import debugfs, drilling
+from pyvfio.pci import Function
 from tests.eeh.standin import SysfsPe
 from tests.pci.bus.tree import Tree
 
@@ -134,3 +140,90 @@ def test_a_frozen_pe_is_told_of_before_the_open_that_thaws_it(
         assert main(arguments) == 4, "nothing here can be opened"
         first, _ = capsys.readouterr().err.splitlines()
         assert "is frozen: stopped (isolated). Opening the device thaws it" in first
+
+
+def test_a_leftover_reset_is_not_cut_in_two_by_sigterm(
+    pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pe.software |= 4
+    handlers = []
+
+    def end(function: Function) -> bool:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return True
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(eeh, "end_leftover_reset", end)
+    assert "leftover" not in said("reset", BDF, status=4)  # nothing here can be opened
+    assert handlers == [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGTERM) is before
+    pe.software |= 0x201  # a frozen BCM5719
+    pe.freeze()
+    said("reset", BDF, status=4)
+    assert len(handlers) == 1
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with holding._ended_as_by_ctrl_c():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    real = signal.getsignal
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: None if number == signal.SIGHUP else real(number)
+    )
+    with holding._ended_as_by_ctrl_c():
+        assert real(signal.SIGHUP) == before
+
+
+def test_what_the_host_uses_is_frozen_by_force_alone(
+    tree: Tree, pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.write(tree.sys / "kernel/debug/powerpc/eeh_dev_break", "")
+    monkeypatch.setattr(debugfs, "dev_break", lambda function: pe.freeze())
+    other = "0000:01:00.1"
+    directory = tree.function(other).sysfs
+    tree.write(directory / "eeh_pe_state", "0x00000078 0x00000800\n")
+    tree.write(directory / "eeh_pe_config_addr", "0x1fd\n")
+    members = tuple(map(Function, (BDF, other)))
+    monkeypatch.setattr("pyvfio.eeh.host.functions", lambda: members)
+    monkeypatch.setattr(
+        pci,
+        "users",
+        lambda member: ("nvme0n1 is mounted on /",) if str(member.address) == other else (),
+    )
+    assert "nvme0n1 is mounted on /" in said("freeze", BDF, status=5)
+    assert pe.hardware
+    assert "is stopped" in said("freeze", BDF, "--force")
+
+
+@pytest.mark.usefixtures("pe")
+def test_a_function_that_goes_between_listing_and_reading_is_passed_over(
+    tree: Tree, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tree.function("0000:02:00.0")
+    listed = (Function(BDF), gone)
+    monkeypatch.setattr(pci, "functions", lambda: listed)
+    gone.sysfs.unlink()
+    functions = said("status", "all").splitlines()[2:]
+    assert [line.split()[0] for line in functions] == [BDF]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_error_is_injected_into_what_the_host_uses_by_force_alone(
+    pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch, *, force: bool
+) -> None:
+    @contextmanager
+    def held(options: object) -> Iterator[tuple[object, None, None]]:
+        yield SimpleNamespace(function=Function(BDF)), None, None
+
+    injected: list[object] = []
+    monkeypatch.setattr(holding, "_held", held)
+    monkeypatch.setattr(eeh, "inject", lambda *details: injected.append(details))
+    monkeypatch.setattr("pyvfio.eeh.host.functions", lambda: (Function(BDF),))
+    monkeypatch.setattr(pci, "users", lambda member: ("eth0 is up with 10.0.0.1/8",))
+    said("inject", BDF, *(["--force"] if force else []), status=0 if force else 5)
+    assert len(injected) == force

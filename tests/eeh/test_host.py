@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from pyvfio import errors
-from pyvfio.eeh import DeviceMode, HostPe, PeState, debugfs, frozen_before_open
+from pyvfio._sys import sysfs
+from pyvfio.eeh import DeviceMode, HostPe, InjectedError, PeState, debugfs, frozen_before_open
 from pyvfio.pci import Function
 from tests.pci.bus.tree import Tree
 
@@ -57,11 +58,30 @@ def test_a_write_that_thaws_nothing_is_noticed(sysfs_pe: MakePe) -> None:
         host_pe().thaw()
 
 
+def test_what_the_host_is_recovering_is_left_to_it(sysfs_pe: MakePe) -> None:
+    kernel = sysfs_pe()
+    kernel.freeze()
+    kernel.software |= 2
+    with pytest.raises(errors.StateError, match="the host is recovering PE 0x1fd"):
+        host_pe().thaw()
+    assert kernel.writes == 0
+
+
 def test_a_reset_that_was_never_ended_is_told(sysfs_pe: MakePe) -> None:
     kernel = sysfs_pe()
     kernel.software |= 4
     with pytest.raises(errors.StateError, match=r"eeh reset 0000:01:00\.0"):
         host_pe().thaw()
+
+
+def test_a_frozen_bcm5719_is_frozen_and_not_in_reset(sysfs_pe: MakePe) -> None:
+    kernel = sysfs_pe()
+    kernel.software |= 0x205
+    kernel.freeze()
+    kernel.thaws = False
+    with pytest.raises(errors.PeFrozen, match="still stopped"):
+        host_pe().thaw()
+    assert not host_pe().state.reset_left
 
 
 @pytest.mark.parametrize("hardware", [0x1, 0x2, 0x50])
@@ -116,9 +136,9 @@ def test_a_freeze_is_noticed_before_the_open_that_undoes_it(sysfs_pe: MakePe) ->
     function = Function("0000:01:00.0")
     assert frozen_before_open(function) is None
     kernel.freeze()
-    assert "is frozen: stopped (isolated). Opening the device thaws it" in str(
-        frozen_before_open(function)
-    )
+    told = str(frozen_before_open(function))
+    assert "is frozen: stopped (isolated). Opening the device thaws it" in told
+    assert "BCM5719 and two Emulex cards are reset" in told
 
 
 def test_debugfs_not_mounted_too_old_or_there(tree: Tree, sysfs_pe: MakePe) -> None:
@@ -143,3 +163,23 @@ def test_debugfs_not_mounted_too_old_or_there(tree: Tree, sysfs_pe: MakePe) -> N
         file = tree.write(folder / name, "")
         work(function)
         assert file.read_text() == written
+
+
+def test_what_einval_means_depends_on_the_file(
+    tree: Tree, sysfs_pe: MakePe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sysfs_pe()
+    folder = tree.sys / "kernel/debug/powerpc"
+    tree.write(folder / "eeh_dev_check", "")
+    tree.write(folder / "PCI0000/err_injct", "")
+
+    def refuse(path: object, text: str) -> None:
+        raise errors.KernelError(errno.EINVAL, "write", str(path))
+
+    monkeypatch.setattr(sysfs, "write", refuse)
+    function = Function("0000:01:00.0")
+    with pytest.raises(errors.KernelError, match="firmware knows no such error"):
+        debugfs.inject(function, InjectedError())
+    with pytest.raises(errors.KernelError) as caught:
+        debugfs.check(function)
+    assert "firmware" not in str(caught.value)

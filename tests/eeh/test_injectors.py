@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,7 +118,9 @@ def test_an_injection_that_is_accepted_and_freezes_nothing(
     monkeypatch.setattr(drilling, "_FREEZE_TIMEOUT", 0.1)
     kernel.freezes = False
     steps = Steps()
-    with pytest.raises(errors.NoFreeze, match=r"no freeze followed in 0\.1 s: the PE is normal"):
+    with pytest.raises(
+        errors.NoFreeze, match=r"no freeze followed in 0\.1 s: the PE is normal.*still armed"
+    ):
         inject(pe, "vfio", injectors()["vfio"], None, steps)
     assert steps.done[-1].failed
 
@@ -145,3 +148,33 @@ def test_a_drill_whose_device_does_not_work_freezes_nothing(kernel: EehKernel, p
     with pytest.raises(errors.StateError, match="no DMA"):
         drill(pe, "vfio", injectors()["vfio"], prove=prove, steps=Steps())
     assert kernel.injected is None
+
+
+@pytest.mark.usefixtures("host")
+def test_an_access_that_fails_does_not_keep_others_from_the_error(
+    kernel: EehKernel, pe: Pe, device: FakeDevice
+) -> None:
+    touched: list[int] = []
+
+    def bar(number: int, error: Exception | None) -> Any:
+        def read32(offset: int) -> int:
+            touched.append(number)
+            if error is not None:
+                raise error
+            return 0
+
+        return SimpleNamespace(areas=[SimpleNamespace(offset=0)], read32=read32)
+
+    device.bars = {0: bar(0, errors.MemoryDisabled("asleep")), 2: bar(2, None)}
+    inject(pe, "vfio", injectors()["vfio"], None, Steps())
+    assert touched == [0, 2]
+
+
+@pytest.mark.usefixtures("host")
+def test_a_state_that_cannot_be_told_is_no_missing_freeze(
+    kernel: EehKernel, pe: Pe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drilling, "_FREEZE_TIMEOUT", 0.1)
+    kernel.state = 5
+    with pytest.raises(errors.PeUnavailable, match="a PE above it"):
+        inject(pe, "vfio", injectors()["vfio"], None, Steps())

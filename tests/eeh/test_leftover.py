@@ -77,3 +77,24 @@ def test_nothing_stays_open_when_it_fails(
         end_leftover_reset(Function("0000:01:00.0"))
     assert kernel.files == {}
     assert awake(host).read_text().strip() == "auto"
+
+
+def test_a_frozen_bcm5719_is_not_in_reset(host: SysfsPe, kernel: EehKernel) -> None:
+    host.software |= 0x205
+    host.freeze()
+    assert end_leftover_reset(Function("0000:01:00.0")) is False
+    assert kernel.operations == []
+
+
+def test_a_second_reset_that_is_refused_is_ended(host: SysfsPe, kernel: EehKernel) -> None:
+    host.software |= 4
+
+    def fail(name: str) -> None:
+        if name == "hot":
+            raise OSError(5, "injected")
+
+    kernel.before = fail
+    with pytest.raises(errors.KernelError, match="RESET_HOT"):
+        end_leftover_reset(Function("0000:01:00.0"))
+    assert kernel.operations == ["deactivate", "hot", "deactivate"]
+    assert awake(host).read_text().strip() == "auto"

@@ -60,7 +60,7 @@ def test_interrupts_are_off_before_a_reset(kernel: EehKernel, pe: Pe, device: Fa
     kernel.before = lambda name: before.append(device.msix.disabled) if name == "hot" else None
     pe.reset()
     assert before == [1]
-    assert kernel.operations == ["hot", "deactivate"]
+    assert kernel.operations == ["hot", "deactivate", "state"]
     assert (device.intx.disabled, device.msi.disabled) == (1, 1)
 
 
@@ -163,6 +163,33 @@ def test_signals_are_held_back_and_come_after() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_while_handlers_are_put_back_leaves_none_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    put_back = signal.signal
+
+    def put_back_and_press(number: signal.Signals, handler: Any) -> None:
+        put_back(number, handler)
+        signal.raise_signal(signal.SIGINT)
+
+    def work() -> None:
+        with signals.held_back():
+            monkeypatch.setattr(signal, "signal", put_back_and_press)
+
+    try:
+        for number in numbers:
+            put_back(number, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert {signal.getsignal(number) for number in numbers} == {signal.default_int_handler}
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(numbers)
+    finally:
+        for number in numbers:
+            put_back(number, before[number])
+
+
 def test_other_threads_hold_nothing_back() -> None:
     def work() -> None:
         with signals.held_back():
@@ -171,3 +198,46 @@ def test_other_threads_hold_nothing_back() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
+
+
+@pytest.mark.parametrize("stays", ["stopped", "unavailable"])
+def test_a_reset_that_does_not_help_is_told(
+    kernel: EehKernel, pe: Pe, stays: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pe, "wait", lambda wait=pe.wait: wait(0.01))
+    if stays == "stopped":
+        kernel.stuck = True
+        with pytest.raises(errors.PeFrozen, match="is stopped after the reset"):
+            pe.reset()
+    else:
+        kernel.state = 5
+        with pytest.raises(errors.PeUnavailable):
+            pe.reset()
+
+
+def test_an_interrupt_that_cannot_be_disabled_leaves_no_other_enabled(
+    pe: Pe, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise errors.KernelError(errno.EIO, "VFIO_DEVICE_SET_IRQS", "intx", "injected")
+
+    monkeypatch.setattr(device.intx, "disable", fail)
+    with pytest.raises(errors.KernelError):
+        pe.disable_interrupts()
+    assert device.msi.disabled == device.msix.disabled == 1
+
+
+def test_what_was_held_back_is_handled_with_no_signal_blocked() -> None:
+    blocked: list[set[Any]] = []
+    before = signal.signal(
+        signal.SIGTERM,
+        lambda *_: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    )
+    try:
+        with signals.held_back():
+            signal.raise_signal(signal.SIGTERM)
+            assert blocked == []
+        assert len(blocked) == 1
+        assert signal.SIGTERM not in blocked[0]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -33,7 +33,7 @@ def test_the_sequence(kernel: EehKernel, pe: Pe, device: FakeDevice) -> None:
         "reset",
         "configured",
         "config restored",
-        "interrupts restored",
+        "set up by user",
         "verified",
     ]
     assert told == recovery.steps.done
@@ -43,6 +43,7 @@ def test_the_sequence(kernel: EehKernel, pe: Pe, device: FakeDevice) -> None:
     assert device.config.registers[4] == 0x0107, "bus mastering is on again"
     assert "reads 0x8086; the PE is stopped" in told[0].said
     assert "1 of" in told[5].said
+    assert "no handler" in told[1].said
 
 
 def test_what_is_not_frozen_is_reset_all_the_same(kernel: EehKernel, pe: Pe) -> None:
@@ -78,8 +79,9 @@ def test_the_devices_user_is_asked_at_each_point(kernel: EehKernel, pe: Pe) -> N
     assert called == ["error_detected", "mmio_enabled", "teardown", "slot_reset"]
     said = {step.name: step.said for step in recovery.steps.done}
     assert "reads 0xffffffff" in said["detected"]
+    assert said["noted"] == "the device's user was told"
     assert said["MMIO enabled"] == "the PE is DMA stopped; it says ouch"
-    assert said["interrupts restored"] == "vectors enabled"
+    assert said["set up by user"] == "vectors enabled"
 
 
 def test_after_the_last_attempt_it_is_dead_and_cut_off(
@@ -108,6 +110,98 @@ def test_a_device_that_comes_back_as_another(kernel: EehKernel, pe: Pe, device: 
         recovery.run()
     with pytest.raises(errors.StateError, match="while it is healthy"):
         Recovery(pe)
+
+
+@pytest.mark.parametrize("at", ["probe", "error_detected", "mmio_enabled", "teardown"])
+def test_what_fails_before_the_reset_does_not_keep_it_from_being_made(
+    kernel: EehKernel, pe: Pe, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise errors.MemoryDisabled("injected")
+
+    handlers = Handlers(pe)
+    monkeypatch.setattr(handlers, at, fail)
+    recovery = Recovery(pe, handlers, attempts=1)
+    kernel.freeze()
+    recovery.run()
+    assert "hot" in kernel.operations
+    told = [step for step in recovery.steps.done if "injected" in step.said]
+    assert len(told) == 1
+    assert told[0].failed is (at != "probe")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.StateError("injected"),
+        errors.Unsupported("injected"),
+        errors.MalformedConfig("injected"),
+        errors.MemoryDisabled("injected"),
+        errors.PeUnavailable("injected"),
+    ],
+)
+def test_a_handler_that_fails_after_the_reset_makes_the_attempt_fail(
+    kernel: EehKernel, pe: Pe, error: errors.Error
+) -> None:
+    class Mine(Handlers):
+        def slot_reset(self) -> str:
+            raise error
+
+    recovery = Recovery(pe, Mine(pe), attempts=2)
+    with pytest.raises(errors.PeDead, match=r"after 2 resets \(injected\)"):
+        recovery.run()
+    assert recovery.dead
+    assert "fundamental" in kernel.operations
+
+
+def test_only_resets_that_were_asserted_are_counted(kernel: EehKernel, pe: Pe) -> None:
+    def fail(name: str) -> None:
+        if name == "fundamental":
+            raise OSError(errno.EIO, "injected")
+
+    kernel.before = fail
+    kernel.stuck = True
+    with pytest.raises(errors.PeDead, match="after 1 reset "):
+        Recovery(pe, attempts=3).run()
+
+
+def test_a_second_group_is_refused_before_anything(
+    kernel: EehKernel, pe: Pe, device: FakeDevice
+) -> None:
+    recovery = Recovery(pe)
+    open_group(device.dma, 2)
+    with pytest.raises(errors.StateError, match="groups 1, 2"):
+        recovery.run()
+    assert not recovery.dead
+    assert recovery.steps.done == []
+
+
+def test_config_space_that_does_not_come_back_fails_its_step(
+    kernel: EehKernel, pe: Pe, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovery = Recovery(pe, attempts=1)
+    device.config.registers[0x3C] = 0
+    monkeypatch.setattr(device.config, "write", lambda *_: None)
+    with pytest.raises(errors.PeDead, match="not as before: 0x3c"):
+        recovery.run()
+
+
+def test_what_could_not_be_cut_off_is_told(
+    kernel: EehKernel, pe: Pe, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise errors.KernelError(errno.EIO, "VFIO_DEVICE_SET_IRQS", "msi", "injected")
+
+    monkeypatch.setattr(device.msi, "disable", fail)
+    recovery = Recovery(pe, attempts=1)
+    kernel.stuck = True
+    monkeypatch.setattr(device.config, "write", lambda *_: None)
+    with pytest.raises(errors.PeDead, match="could not be cut off"):
+        recovery.run()
+    last = recovery.steps.done[-1]
+    assert (last.name, last.failed) == ("declared dead", True)
+    assert "interrupts may be on" in last.said
+    assert "still reads as on" in last.said
 
 
 def test_unavailable_is_not_dead(
@@ -199,6 +293,6 @@ def _trouble(
 def _outcome(recovery: Recovery) -> type[BaseException] | None:
     try:
         recovery.run()
-    except (errors.PeDead, errors.Unsupported, KeyboardInterrupt) as error:
+    except (errors.PeDead, KeyboardInterrupt) as error:
         return type(error)
     return None

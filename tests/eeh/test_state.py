@@ -71,3 +71,18 @@ def test_what_the_kernel_has_noted_is_told_in_words() -> None:
     assert state.flags == ("isolated", "config blocked")
     assert str(state) == "normal (isolated, config blocked)"
     assert str(HostState.parse("0x28 0x801")) == "DMA stopped (isolated)"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("0x78 0x800", False),
+        ("0x78 0x804", True),
+        ("0x00 0x805", True),
+        ("0x00 0xa05", False),  # a BCM5719 that is frozen, and nothing else
+        ("0x78 0xa04", True),
+        ("0x04 0xa05", True),
+    ],
+)
+def test_a_reset_is_told_from_a_freeze_that_blocks_config_space(text: str, left: bool) -> None:
+    assert HostState.parse(text).reset_left is left

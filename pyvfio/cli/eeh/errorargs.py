@@ -31,6 +31,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add --force, for a command that leaves the PE frozen."""
+    parser.add_argument(
+        "--force", action="store_true", help="even if the host uses a function of the PE"
+    )
+
+
 def parse(options: argparse.Namespace) -> InjectedError | None:
     """The error that is asked for; None for the injector's own.
 

@@ -55,6 +55,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "the exit code is 1. Closing the device at the end thaws the PE.",
     )
     errorargs.add(inject)
+    errorargs.add_force(inject)
 
 
 def run_drill(options: argparse.Namespace) -> None:
@@ -103,6 +104,8 @@ def run_inject(options: argparse.Namespace) -> None:
 
     error = errorargs.parse(options)
     with _held(options) as (device, pe, steps):
+        if not options.force:
+            eeh.HostPe(device.function).check_unused()
         name, injector = eeh.choose(device.function, options.injector, holding=True)
         eeh.inject(pe, name, injector, error, steps)
 
@@ -140,10 +143,11 @@ def _held(options: argparse.Namespace) -> Iterator[tuple[Device, Pe, Steps]]:
     steps = eeh.Steps(None if options.json else _show)
     common.say_if_frozen(function)
     try:
-        if host.state.software & eeh.Software.CONFIG_BLOCKED:
-            steps.do("leftover", lambda: _end_leftover(function))
-        with _ended_as_by_ctrl_c(), pyvfio.open(function) as device:
-            yield device, eeh.Pe(device), steps
+        with _ended_as_by_ctrl_c():
+            if host.state.reset_left:
+                steps.do("leftover", lambda: _end_leftover(function))
+            with pyvfio.open(function) as device:
+                yield device, eeh.Pe(device), steps
     finally:
         if options.json:
             common.print_json([step._asdict() for step in steps.done])
@@ -159,12 +163,19 @@ def _end_leftover(function: Function) -> str:
 @contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
     """What ends the command otherwise must not leave the PE in reset."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        handler = signal.getsignal(number)
+        # One that is ignored (nohup) stays so; None is one that is not Python's, which could not
+        # be put back.
+        if handler not in (signal.SIG_IGN, None):
+            before[number] = handler
     try:
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -22,6 +22,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     common.add_address(freeze)
     errorargs.add(freeze)
+    errorargs.add_force(freeze)
     freeze.set_defaults(run=run_freeze)
     thaw = commands.add_parser(
         "thaw",
@@ -46,6 +47,8 @@ def run_freeze(options: argparse.Namespace) -> None:
     before = pe.state
     if before.state.frozen:
         raise errors.PeFrozen(f"{pe} is frozen already: {before}; `pyvfio eeh thaw` thaws it")
+    if not options.force:
+        pe.check_unused()
     name, injector = eeh.choose(function, options.injector)
     began = time.monotonic()
     print(f"{name}: {injector.inject(function, None, error)}", flush=True)

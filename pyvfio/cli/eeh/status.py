@@ -43,7 +43,14 @@ def run(options: argparse.Namespace) -> None:
     chosen = functions() if everything else (common.function(options.address),)
     if not everything:
         eeh.HostPe(chosen[0])  # says so, if it has none
-    report = {**host(), "functions": [describe(function) for function in chosen]}
+    entries = []
+    for function in chosen:
+        try:
+            entries.append(describe(function))
+        except errors.DeviceNotFound:  # it went since it was listed
+            if not everything:
+                raise
+    report = {**host(), "functions": entries}
     if options.json:
         print(json.dumps(report, indent=None if options.watch else 2), flush=True)
     else:
@@ -98,12 +105,16 @@ def _watch(functions: tuple[Function, ...], before: dict[str, Any], as_json: boo
             try:
                 entry = describe(function)
             except errors.DeviceNotFound:
-                entry = {"address": str(function.address), "state": "gone"}
-            if entry != before[entry["address"]]:
+                entry = _gone(function)
+            if entry != before.get(entry["address"], _gone(function)):
                 before[entry["address"]] = entry
                 now = time.strftime("%H:%M:%S")
                 line = json.dumps({"time": now, **entry}) if as_json else f"{now} {_line(entry)}"
                 print(line, flush=True)
+
+
+def _gone(function: Function) -> dict[str, Any]:
+    return {"address": str(function.address), "state": "gone"}
 
 
 def _print(report: dict[str, Any]) -> None:
