@@ -191,6 +191,7 @@ class XicsMachine(_DirectMachine):
         self.title = "POWER: GSI computed from the message, delivery read from the " + (
             "XICS sources (on XIVE)" if self._xics.on_xive else "vCPUs' XICS presentation"
         )
+        self._arrived: set[int] = set()
         # By source, the vCPU that it interrupts.
         self._servers: dict[int, Vcpu] = {}
         try:
@@ -204,19 +205,21 @@ class XicsMachine(_DirectMachine):
             raise
 
     def look(self) -> frozenset[MsiMessage]:
-        arrived = set()
-        for number, vcpu in self._servers.items():
-            if self._xics.on_xive:
-                arrived |= {number} if self._xics[number].presented else set()
-            else:
-                arrived |= {self._xics.server(vcpu).source} - {0}
-        return frozenset(MsiMessage(self._ADDRESS, number) for number in arrived)
-
-    def clear(self) -> None:
         for number, vcpu in self._servers.items():
             if not self._xics.on_xive:
+                self._arrived |= {self._xics.server(vcpu).source} - {0}
+            elif self._xics[number].presented:
+                # Reading changes it: XIVE's is meant for migration. So it is made ready at once.
+                self._arrived.add(number)
+                self._xics[number] = self._READY._replace(server=vcpu.id)
+        return frozenset(MsiMessage(self._ADDRESS, number) for number in self._arrived)
+
+    def clear(self) -> None:
+        self._arrived.clear()
+        if not self._xics.on_xive:
+            for number, vcpu in self._servers.items():
                 self._xics.set_server(vcpu, Server())
-            self._xics[number] = self._READY._replace(server=vcpu.id)
+                self._xics[number] = self._READY._replace(server=vcpu.id)
 
     def controls(self) -> Iterator[tuple[str, bool, str]]:
         """A masked source keeps what comes."""
@@ -227,7 +230,9 @@ class XicsMachine(_DirectMachine):
         self._xics[number] = ready._replace(masked=True)
         with EventFd("control") as eventfd, self._vm.irqfds.assign(eventfd, number):
             eventfd.signal()
-            self.arrivals({self.message(0)})
+            end = time.monotonic() + self.patience
+            while not self._xics[number].pending and time.monotonic() < end:
+                time.sleep(0.001)
         source, server = self._xics[number], self._xics.server(vcpu)
         yield (
             f"an interrupt of the masked source {number:#x} is pending there, and not presented",
