@@ -7,7 +7,9 @@
 
 Rooms, from the ground up: :mod:`pyvfio.abi` (the kernel's structures and numbers),
 :mod:`pyvfio.pci` (the bus), :mod:`pyvfio.iommu` (address spaces and DMA), :mod:`pyvfio.device` (an
-opened device), :mod:`pyvfio.errors` (everything that is raised).
+opened device), :mod:`pyvfio.eeh` (PEs of POWER), :mod:`pyvfio.kvm` (VMs and their interrupts),
+:mod:`pyvfio.irqroute` (a device's interrupts forwarded to a VM), :mod:`pyvfio.errors` (everything
+that is raised).
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ if sys.byteorder != "little":
 if TYPE_CHECKING:
     from pyvfio import device as device
     from pyvfio import drivers as drivers
+    from pyvfio import eeh as eeh
     from pyvfio import errors as errors
     from pyvfio import iommu as iommu
+    from pyvfio import irqroute as irqroute
+    from pyvfio import kvm as kvm
     from pyvfio import pci as pci
     from pyvfio.device import Device, open
     from pyvfio.errors import Error
@@ -43,7 +48,7 @@ __all__ = [
     "open_space",
 ]
 
-_ROOMS = ("device", "drivers", "errors", "iommu", "pci")
+_ROOMS = ("device", "drivers", "eeh", "errors", "iommu", "irqroute", "kvm", "pci")
 _HOME = {
     "Address": "pci",
     "AddressSpace": "iommu",

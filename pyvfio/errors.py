@@ -14,6 +14,7 @@ expect. Each message says what is wrong and what to do next.
      |    +-- OpenFilesLimit            RLIMIT_NOFILE
      |    +-- MappingLimit              the IOMMU container's dma_entry_limit
      |    +-- VectorsExhausted          the host has no interrupt vectors left
+     |    +-- NoIrqchip                 the VM has no interrupt controller in the kernel
      +-- HostError                      the host is not set up for what was asked
      |    +-- DeviceNotFound            no such PCI device
      |    +-- NotBound                  the device is not bound to vfio-pci
@@ -22,10 +23,18 @@ expect. Each message says what is wrong and what to do next.
      |    +-- BindFailed                the kernel did not bind it
      |    +-- NoIommu                   the device is in no IOMMU group
      |    +-- NoVfio                    the VFIO modules are absent
+     |    +-- NoKvm                     there is no KVM
+     |    +-- CannotRunGuest            KVM is there, and cannot execute guest code
+     |    +-- NoEeh                     the host has no EEH
      |    +-- Unsupported               this kernel or device cannot do it
      +-- StateError                     not now: something must be enabled or done first
      |    +-- Closed (ValueError)
      |    +-- MemoryDisabled            memory decoding is off or the device sleeps
+     |    +-- RoutesExhausted           the VM's table of GSI routes is full
+     |    +-- PeFrozen                  the device's PE is frozen, or still is
+     |    +-- PeUnavailable             the PE's state cannot be told
+     |    +-- PeDead                    recovery gave the device up
+     |    +-- NoFreeze                  an error was injected, and no freeze followed
      +-- ArgumentError (ValueError)     a bad address, alignment, size or value
      |    +-- RangeError (IndexError)   an offset, index or count outside what there is
      |    +-- NoSpace                   no room left in an IOVA range
@@ -42,6 +51,7 @@ __all__ = [
     "ArgumentError",
     "BindFailed",
     "Busy",
+    "CannotRunGuest",
     "Closed",
     "DeviceGone",
     "DeviceInUse",
@@ -54,13 +64,21 @@ __all__ = [
     "MalformedConfig",
     "MappingLimit",
     "MemoryDisabled",
+    "NoEeh",
+    "NoFreeze",
     "NoInterruptRemapping",
     "NoIommu",
+    "NoIrqchip",
+    "NoKvm",
     "NoSpace",
     "NoVfio",
     "NotBound",
     "OpenFilesLimit",
+    "PeDead",
+    "PeFrozen",
+    "PeUnavailable",
     "RangeError",
+    "RoutesExhausted",
     "StateError",
     "Unsupported",
     "VectorsExhausted",
@@ -145,6 +163,10 @@ class VectorsExhausted(KernelError):
     """The host could not allocate that many interrupt vectors."""
 
 
+class NoIrqchip(KernelError):
+    """The VM has no interrupt controller in the kernel that could take the interrupt."""
+
+
 class HostError(Error):
     """The host is not set up for what was asked."""
 
@@ -193,6 +215,18 @@ class NoVfio(HostError):
     """The kernel has no VFIO: its modules are absent or not loaded."""
 
 
+class NoKvm(HostError):
+    """The host has no KVM: no virtualisation in its processor, or the modules are not loaded."""
+
+
+class CannotRunGuest(HostError):
+    """KVM is there, and cannot execute guest code; routes and irqfds work all the same."""
+
+
+class NoEeh(HostError):
+    """The host has no EEH, or it is off: no POWER host, or a kernel without it."""
+
+
 class Unsupported(HostError):
     """This kernel, or this device, cannot do what was asked."""
 
@@ -207,6 +241,26 @@ class Closed(StateError, ValueError):
 
 class MemoryDisabled(StateError):
     """The device does not decode memory now, so touching a BAR would be a bus error."""
+
+
+class RoutesExhausted(StateError):
+    """The VM's table of GSI routes is full, or no GSI is free."""
+
+
+class PeFrozen(StateError):
+    """The device's PE is frozen where it should not be: thaw, reset or recover it."""
+
+
+class PeUnavailable(StateError):
+    """A PE's state cannot be told: one above it is frozen, or it failed for good."""
+
+
+class PeDead(StateError):
+    """Recovery gave the device up: it did not come back after the last reset."""
+
+
+class NoFreeze(StateError):
+    """An error was injected and accepted, and no freeze followed."""
 
 
 class ArgumentError(Error, ValueError):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from pyvfio.device import Device, Region, Vectors
+from pyvfio.drivers.proof import prove
 
 pytestmark = pytest.mark.for_device(vendor=0x8086, device=0x10D3)
 
@@ -77,6 +78,12 @@ def test_a_sub_range_gets_its_own_interrupts(device: Device, registers: Region) 
         registers.write32(ICS, CAUSES[0])
         assert vectors[1].wait(WAIT) == 1
         assert vectors[0].take() == 0
+
+
+def test_the_driver_proves_that_it_works(device: Device) -> None:
+    said = prove(device)
+    assert "fetched by DMA" in said
+    assert "an MSI-X arrived" in said
 
 
 def test_it_has_an_ethernet_address(registers: Region) -> None:

@@ -79,6 +79,13 @@ def test_shell_has_the_device_open(edu: str) -> None:
     assert "0x10000ed" in output
 
 
+def test_eeh_declines_where_there_is_none() -> None:
+    for arguments in (["status", "all"], ["drill", EDU], ["thaw", EDU]):
+        said = pyvfio("eeh", *arguments, status=6)
+        assert said.startswith("pyvfio: this host has no EEH")
+        assert said.count("\n") == 1
+
+
 def test_mistakes_have_exit_codes_and_say_what_to_do(edu: str) -> None:
     assert "0000:01:00.0" in pyvfio("show", "nonsense", status=2)
     assert "pyvfio list" in pyvfio("show", "0000:1f:00.0", status=3)

@@ -15,13 +15,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_the_first_example_runs_as_it_stands() -> None:
+def run_example(number: int) -> list[str]:
+    """Run one of README's examples; the lines that it printed."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert example is not None
-    result = subprocess.run([sys.executable, "-c", example[1]], capture_output=True, text=True)
+    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code = "import pyvfio\n" + examples[number]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr == ""
-    factorial, memory, interrupts = result.stdout.splitlines()
+    return result.stdout.splitlines()
+
+
+def test_the_first_example_runs_as_it_stands() -> None:
+    factorial, memory, interrupts = run_example(0)
     assert factorial == "120 120"
     assert memory.startswith("0x")
     assert interrupts == "1"
+
+
+def test_the_second_example_brings_an_interrupt_to_the_guest() -> None:
+    assert run_example(1) == ["frozenset({65})"]

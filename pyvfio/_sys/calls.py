@@ -14,6 +14,7 @@ from typing import Any
 
 open = os.open
 close = os.close
+read = os.read
 pread = os.pread
 pwrite = os.pwrite
 memfd_create = os.memfd_create

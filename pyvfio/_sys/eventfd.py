@@ -25,12 +25,16 @@ class EventFd(File):
 
     __slots__ = ("_waiting",)
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "eventfd") -> None:
+        """
+        Args:
+            name: for messages and traces.
+        """
         try:
             fd = calls.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
-            raise refused(error, "eventfd", "eventfd") from None
-        super().__init__(fd, "eventfd")
+            raise refused(error, "eventfd", name) from None
+        super().__init__(fd, name)
         self._waiting = 0
 
     def take(self) -> int:

@@ -13,6 +13,8 @@ from pyvfio._sys import calls
 from pyvfio._sys.closing import Closing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
     from pyvfio.abi.ioctl import Request
@@ -35,13 +37,18 @@ class File(Closing):
 
     Attributes:
         path: the file's name, for messages.
+        watcher: told of each ioctl after it was made: request, argument, and the result or the
+            refusal; None for nobody.
     """
 
-    __slots__ = ("__weakref__", "_fd", "path")
+    __slots__ = ("__weakref__", "_fd", "path", "watcher")
+
+    watcher: Callable[[Request, Any, int | OSError], None] | None
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self.path = path
+        self.watcher = None
         _live.add(self)
 
     @classmethod
@@ -91,13 +98,18 @@ class File(Closing):
             Closed: the file was closed.
         """
         try:
-            return calls.ioctl(self._fd, request, arg)
+            result = calls.ioctl(self._fd, request, arg)
         except OSError as error:
+            if self.watcher is not None:
+                self.watcher(request, arg, error)
             raise self.refused(error, request.name) from None
         except ValueError:
             if self._fd < 0:
                 raise self._closed() from None
             raise
+        if self.watcher is not None:
+            self.watcher(request, arg, result)
+        return result
 
     def pread(self, size: int, offset: int) -> bytes:
         """Read exactly `size` bytes at `offset`.

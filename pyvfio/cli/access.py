@@ -95,7 +95,9 @@ def run(options: argparse.Namespace) -> None:
             raise errors.ArgumentError(f"{access} has a value: use `pyvfio write` to write")
     import pyvfio
 
-    with pyvfio.open(common.function(options.address)) as device:
+    function = common.function(options.address)
+    common.say_if_frozen(function)
+    with pyvfio.open(function) as device:
         values = []
         for access, value in _perform(device, accesses):
             if options.json:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
@@ -14,15 +19,17 @@ if TYPE_CHECKING:
     from pyvfio.pci import Function
 
 
-def add_address(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+def add_address(
+    parser: argparse.ArgumentParser, *, several: bool = False, or_all: bool = False
+) -> None:
     """The argument BDF, with the machine's own addresses for tab completion."""
     argument = parser.add_argument(
         "address",
-        metavar="BDF",
+        metavar="BDF|all" if or_all else "BDF",
         nargs="+" if several else None,
-        help="the device's address, as 0000:01:00.0 or 01:00.0",
+        help="the device's address, as 0000:01:00.0 or 01:00.0" + ("; or all" if or_all else ""),
     )
-    argument.completer = _addresses  # type: ignore[attr-defined]
+    argument.completer = addresses  # type: ignore[attr-defined]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +49,62 @@ def function(text: str) -> Function:
     return Function(Address.parse(text))
 
 
+def say_if_frozen(function: Function) -> None:
+    """Say what opening the function is about to undo, if its PE is frozen (POWER)."""
+    from pyvfio.eeh.host import frozen_before_open
+
+    if (said := frozen_before_open(function)) is not None:
+        print(f"pyvfio: {said}", file=sys.stderr)
+
+
+def refuse_bridge(function: Function) -> None:
+    """Refuse a bridge, which nobody can hold.
+
+    Raises:
+        Unsupported: it is one.
+    """
+    if function.is_bridge:
+        raise errors.Unsupported(
+            f"{function.address} is a bridge, which VFIO does not drive: name a device below it"
+        )
+
+
 def print_json(value: Any) -> None:
     """One JSON document."""
     print(json.dumps(value, indent=2))
 
 
-def console() -> Console:
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[[str], None]]:
+    """What is going on, on a terminal's last line, once it has taken two seconds.
+
+    Gives what is to be called with each thing that begins.
+    """
+    if not sys.stderr.isatty():
+        yield lambda detail: None
+        return
+    start = time.monotonic()
+    shown = 0
+
+    def show(detail: str) -> None:
+        nonlocal shown
+        if time.monotonic() - start > 2:
+            text = f"{title}: {detail}"
+            print(f"\r{text:{shown}}", end="", file=sys.stderr, flush=True)
+            shown = len(text)
+
+    try:
+        yield show
+    finally:
+        if shown:
+            print(f"\r{'':{shown}}\r", end="", file=sys.stderr, flush=True)
+
+
+def console(*, width: int | None = None) -> Console:
     """The terminal.
+
+    Args:
+        width: characters of a line where there is no terminal to ask.
 
     Raises:
         Unsupported: rich is not installed; the message says how to have it.
@@ -59,10 +115,14 @@ def console() -> Console:
         raise errors.Unsupported(
             "this output needs the package rich: pip install 'pyvfio[cli]', or use --json"
         ) from None
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    if width is not None and not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = width
+    return console
 
 
-def _addresses(**_: object) -> list[str]:
+def addresses(**_: object) -> list[str]:
+    """The machine's own addresses, for tab completion."""
     from pyvfio.pci import functions
 
     return [str(function.address) for function in functions()]

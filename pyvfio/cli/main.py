@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import errors
-from pyvfio.cli import access, binding, buslist, shell, show
+from pyvfio.cli import access, binding, buslist, eeh, irqroute, shell, show
 
 _EPILOG = """\
 exit codes:
@@ -16,8 +16,10 @@ exit codes:
   1  the kernel refused, or anything not named below
   2  the arguments make no sense
   3  no such device
-  4  the host is not set up: not bound, no IOMMU or interrupt remapping, group not viable, no VFIO
+  4  the host is not set up: not bound, no IOMMU or interrupt remapping, group not viable, no VFIO,
+     no KVM
   5  the host is using the device, or somebody else holds it
+  6  the host has no EEH (`pyvfio eeh` on other hosts than POWER, or with EEH off)
   130  interrupted
 
 example:
@@ -40,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (buslist, show, binding, access, shell):
+    for module in (buslist, show, binding, access, shell, eeh, irqroute):
         module.add_commands(commands)
     return top
 
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             argcomplete.autocomplete(top)
     options = top.parse_args(arguments)
     try:
-        options.run(options)
+        status = options.run(options)
     except errors.Error as error:
         print(f"pyvfio: {error}", file=sys.stderr)
         return _exit_code(error)
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader has seen enough (head, less); what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return status or 0
 
 
 def _exit_code(error: Exception) -> int:
@@ -84,6 +87,8 @@ def _exit_code(error: Exception) -> int:
         return 3
     if isinstance(error, (errors.DeviceInUse, errors.Busy)):
         return 5
+    if isinstance(error, errors.NoEeh):
+        return 6
     if isinstance(error, (errors.HostError, errors.NoInterruptRemapping)):
         return 4
     return 1

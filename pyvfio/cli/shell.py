@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
     function = common.function(options.address)
+    common.say_if_frozen(function)
     with pyvfio.open(function) as device:
         names = {"pyvfio": pyvfio, "device": device}
         banner = _BANNER.format(device=device, name=function.device_name or "unknown device")

@@ -68,6 +68,7 @@ class Irq:
     error, REQ that the host wants the device back.
 
     Attributes:
+        file: the device's file.
         index: the VFIO IRQ index (``VFIO_PCI_MSIX_IRQ_INDEX`` ...).
         name: "INTx", "MSI", "MSI-X", "ERR" or "REQ".
         count: how many vectors the device has here; 0 if it has none.
@@ -88,7 +89,7 @@ class Irq:
             count: vectors.
             siblings: all the device's IRQ indexes.
         """
-        self._file = file
+        self.file = file
         self._siblings = siblings
         self.index = index
         self.name = name
@@ -190,18 +191,21 @@ class Irq:
             raise errors.VectorsExhausted(
                 errno.ENOSPC,
                 "VFIO_DEVICE_SET_IRQS",
-                self._file.path,
+                self.file.path,
                 f"the host can give {result} {self.name} vectors, not {end}; ask for fewer",
             )
         self._allocated = max(self._allocated, end)
 
-    def disable(self) -> None:
+    def disable(self, *, ask: bool = False) -> None:
         """Disable all vectors and give the host's back; doing it again does nothing.
+
+        Args:
+            ask: ask the kernel even where nothing is enabled; it refuses then (EINVAL).
 
         Raises:
             KernelError: the kernel refused; the eventfds are closed all the same.
         """
-        self._release(list(self._enabled.values()), all_of_them=True)
+        self._release(list(self._enabled.values()), all_of_them=True, ask=ask)
 
     def mask(self, start: int = 0, count: int | None = None) -> None:
         """Keep interrupts back until :meth:`unmask`.
@@ -298,13 +302,15 @@ class Irq:
         self._check_allocated(start + count)
         self._set(vfio.VFIO_IRQ_SET_DATA_NONE | action, start, count)
 
-    def _release(self, vectors: Sequence[Vector], *, all_of_them: bool = False) -> None:
+    def _release(
+        self, vectors: Sequence[Vector], *, all_of_them: bool = False, ask: bool = False
+    ) -> None:
         for vector in vectors:
             self._enabled.pop(vector.index, None)
         if all_of_them:
             self._signalled.clear()
         try:
-            if self._file.closed or not self._allocated:
+            if self.file.closed or not (self._allocated or ask):
                 return
             if not self._enabled and not self._signalled:
                 # A count of 0 disables the whole index.
@@ -328,7 +334,7 @@ class Irq:
         irq_set.count = count
         argument[_HEADER_SIZE:] = data
         try:
-            return self._file.ioctl(vfio.VFIO_DEVICE_SET_IRQS, argument)
+            return self.file.ioctl(vfio.VFIO_DEVICE_SET_IRQS, argument)
         except errors.DeviceGone:
             raise
         except errors.KernelError as error:

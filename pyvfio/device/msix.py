@@ -47,6 +47,9 @@ class MsixTable(Sequence[MsixEntry]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise errors.RangeError(f"the MSI-X table has {len(self)} entries, no {index}")
+        return self._entry(index)
+
+    def _entry(self, index: int) -> MsixEntry:
         offset = index * ENTRY_SIZE
         low = self.read32(offset + pci_regs.PCI_MSIX_ENTRY_LOWER_ADDR)
         high = self.read32(offset + pci_regs.PCI_MSIX_ENTRY_UPPER_ADDR)
@@ -122,9 +125,23 @@ class GuestMsixTable(MsixTable):
     def __setitem__(self, index: int, entry: MsixEntry) -> None:
         if not 0 <= index < len(self):
             raise errors.RangeError(f"the MSI-X table has {len(self)} entries, no {index}")
+        if not (0 <= entry.address < 1 << 64 and 0 <= entry.data < 1 << 32):
+            raise errors.ArgumentError(f"an address has 64 bits and data 32, not so {entry}")
         words = (entry.address & 0xFFFFFFFF, entry.address >> 32, entry.data, int(entry.masked))
         for position, word in enumerate(words):
             self._memory[index * ENTRY_SIZE // 4 + position] = word
+
+    def _entry(self, index: int) -> MsixEntry:
+        # In one piece, since memory is not a device: forwarding reads thousands.
+        low, high, data, control = self._memory[index * 4 : index * 4 + 4]
+        masked = bool(control & pci_regs.PCI_MSIX_ENTRY_CTRL_MASKBIT)
+        return MsixEntry(high << 32 | low, data, masked)
+
+    def unmasked(self) -> list[int]:
+        """The numbers of the entries whose mask bit is clear."""
+        controls = self._memory[pci_regs.PCI_MSIX_ENTRY_VECTOR_CTRL // 4 :: ENTRY_SIZE // 4]
+        masked = pci_regs.PCI_MSIX_ENTRY_CTRL_MASKBIT
+        return [number for number, control in enumerate(controls) if not control & masked]
 
     def reset(self) -> None:
         """Every entry zero and masked."""

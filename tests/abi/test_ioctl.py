@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvfio.abi import vfio
+from pyvfio.abi import kvm, kvm_x86, vfio
 from pyvfio.abi.ioctl import (
     GENERIC,
     HOST,
     IO,
     IOR,
-    IOW,
     IOWR,
     POWERPC,
     Direction,
@@ -46,8 +46,12 @@ DIRECTIONS = {
         (vfio.VFIO_GET_API_VERSION, 0x3B64, 0x20003B64),
         (vfio.VFIO_DEVICE_SET_IRQS, 0x3B6E, 0x20003B6E),
         (vfio.VFIO_EEH_PE_OP, 0x3B79, 0x20003B79),
-        (IOW("KVM_IRQFD", 0xAE, 0x76, ctypes.c_uint8 * 32), 0x4020AE76, 0x8020AE76),
-        (IOWR("KVM_CREATE_DEVICE", 0xAE, 0xE0, ctypes.c_uint8 * 12), 0xC00CAEE0, 0xC00CAEE0),
+        (kvm.KVM_GET_API_VERSION, 0xAE00, 0x2000AE00),
+        (kvm.KVM_SET_GSI_ROUTING, 0x4008AE6A, 0x8008AE6A),
+        (kvm.KVM_IRQFD, 0x4020AE76, 0x8020AE76),
+        (kvm.KVM_SIGNAL_MSI, 0x4020AEA5, 0x8020AEA5),
+        (kvm.KVM_CREATE_DEVICE, 0xC00CAEE0, 0xC00CAEE0),
+        (kvm.KVM_SET_DEVICE_ATTR, 0x4018AEE1, 0x8018AEE1),
         (IOR("TUNGETIFF", ord("T"), 210, ctypes.c_uint), 0x800454D2, 0x400454D2),
     ],
     ids=lambda value: value.name if isinstance(value, Request) else None,
@@ -90,7 +94,8 @@ def test_a_request_says_what_it_is() -> None:
     assert IO("PLAIN", 0xAE, 5).direction == Direction.NONE
 
 
-def test_every_request_of_vfio_knows_its_name() -> None:
-    requests = {name: v for name, v in vars(vfio).items() if isinstance(v, Request)}
-    assert len(requests) > 20
+@pytest.mark.parametrize("module", [vfio, kvm, kvm_x86])
+def test_every_request_knows_its_name(module: ModuleType) -> None:
+    requests = {name: v for name, v in vars(module).items() if isinstance(v, Request)}
+    assert len(requests) >= 20
     assert {name: request.name for name, request in requests.items()} == {n: n for n in requests}

@@ -116,10 +116,67 @@ def test_contenders_take_turns() -> None:
     rounds = ["".join(sorted(turns[start : start + 3])) for start in range(0, len(turns), 3)]
     assert rounds == ["abc"] * 6  # one to warm up
     assert all(len(cost) == 5 for cost in costs.values())
-    assert min(min(cost) for cost in costs.values()) == 4.0  # which does not count
+    assert min(cost or 0 for turns in costs.values() for cost in turns) == 4.0  # the first 3 do not
+
+
+def test_what_takes_long_has_fewer_turns_and_is_compared_in_those() -> None:
+    turns: list[str] = []
+
+    def contender(name: str, cost: float) -> Callable[[], float]:
+        def turn() -> float:
+            turns.append(name)
+            return cost
+
+        return turn
+
+    costs = interleave(
+        {"often": contender("often", 10.0), "seldom": contender("seldom", 30.0)},
+        lambda words: None,
+        rounds=6,
+        every={"seldom": 3},
+    )
+    assert (turns.count("often"), turns.count("seldom")) == (7, 3)  # one to warm up
+    assert costs == {"often": [10.0] * 6, "seldom": [None, None, 30.0] * 2}
+    measured = result(
+        Row(
+            "row", "a row", "ns", (Comparison("seldom", "often", Aim(3)),), lambda _: Samples(costs)
+        ),
+        Samples(costs),
+    )
+    [compared] = measured["compared"]
+    assert compared["ratio"]["median"] == 3.0
+    assert compared["met"]
+    assert measured["rounds"] == 6
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"), [(9_999.0, "9999 ns"), (47_100.0, "47.1 µs"), (31_800_000.0, "31.8 ms")]
+)
+def test_costs_are_told_in_units_of_their_size(cost: float, words: str) -> None:
+    costs = {"ours": [cost] * 2, "theirs": [cost] * 2}
+    timed = Row("row", "a row", "ns", (Comparison("ours", "theirs"),), lambda _: Samples(costs))
+    measured = result(timed, Samples(costs))
+    assert words in rendered(Report(peers={}, results=[measured], failed={}))
 
 
 def test_a_statement_runs_with_its_names() -> None:
     seen: list[int] = []
     assert statement("seen.append(value)", seen=seen, value=7)() > 0
     assert set(seen) == {7}
+
+
+def test_rows_are_measured_on_the_host_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[list[str], str]] = []
+
+    def run(rows: list[Row], host: str, report: Report) -> None:
+        asked.append(([row.name for row in rows], host))
+
+    monkeypatch.setattr(cli, "_run_on_bench", run)
+    assert cli.main(["--json", "--on", "power8"]) == 0
+    assert cli.main(["--json", "--on", "x86", "dma"]) == 0
+    assert asked == [(["read", "write", "ioctl", "dma"], "power8"), (["dma"], "x86")]
+    with pytest.raises(SystemExit):
+        cli.main(["--on", "vax"])
+    assert "power9" in capsys.readouterr().err

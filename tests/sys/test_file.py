@@ -104,6 +104,20 @@ def test_an_eventfd_counts_until_somebody_looks() -> None:
         assert event.take() == 0
 
 
+def test_an_eventfd_that_is_closed_at_this_very_moment_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eventfd = EventFd()
+
+    def read(fd: int) -> int:
+        eventfd.close()  # as another thread may
+        return os.eventfd_read(fd)
+
+    monkeypatch.setattr(calls, "eventfd_read", read)
+    with pytest.raises(errors.Closed):
+        eventfd.take()
+
+
 def test_sysfs_reads_links_and_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "vendor").write_text("0x1af4\n")
     (tmp_path / "drivers").mkdir()

@@ -41,18 +41,20 @@ def interleave(
     contenders: Mapping[str, Callable[[], float]],
     progress: Callable[[str], None],
     rounds: int = ROUNDS,
-) -> dict[str, list[float]]:
+    every: Mapping[str, int] = {},
+) -> dict[str, list[float | None]]:
     """Let contenders take turns.
 
     Args:
         contenders: by name, what measures one once and returns its cost.
         progress: is told which round it is.
         rounds: how many turns each gets; one more comes first, to warm up.
+        every: by name, in how many rounds a contender has only one turn, where it takes long.
 
     Returns:
-        By contender, its cost in each round.
+        By contender, its cost in each round; None in those without a turn.
     """
-    costs: dict[str, list[float]] = {name: [] for name in contenders}
+    costs: dict[str, list[float | None]] = {name: [] for name in contenders}
     order = list(contenders)
     shuffle = random.Random(0).shuffle
     with _quiet():
@@ -60,7 +62,8 @@ def interleave(
             progress(f"round {number} of {rounds}")
             shuffle(order)
             for name in order:
-                cost = contenders[name]()
+                turn = number % every.get(name, 1) == 0
+                cost = contenders[name]() if turn else None
                 if number:
                     costs[name].append(cost)
     return costs

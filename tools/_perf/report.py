@@ -66,6 +66,7 @@ def result(row: Row, samples: Samples) -> Result:
                 for ours, theirs in zip(
                     samples.costs[comparison.ours], samples.costs[comparison.against], strict=True
                 )
+                if ours is not None and theirs is not None
             ]
         )
         aim = comparison.aim
@@ -85,7 +86,10 @@ def result(row: Row, samples: Samples) -> Result:
         unit=row.unit,
         where=f"Linux {platform.release()}, Python {platform.python_version()}",
         rounds=max(map(len, samples.costs.values())),
-        costs={name: _spread(costs) for name, costs in samples.costs.items()},
+        costs={
+            name: _spread([cost for cost in costs if cost is not None])
+            for name, costs in samples.costs.items()
+        },
         absent=samples.absent,
         compared=compared,
     )
@@ -135,8 +139,9 @@ def _spread(values: list[float]) -> Spread:
 def _cost(row: Result, contender: str) -> str:
     cost = row["costs"][contender]["median"]
     unit = row["unit"]
-    if unit == "ns" and cost >= 10_000:
-        cost, unit = cost / 1000, "µs"
+    for larger in ("µs", "ms"):
+        if unit in ("ns", "µs") and cost >= 10_000:
+            cost, unit = cost / 1000, larger
     return f"{cost:{'.0f' if cost >= 100 else '.1f'}} {unit}"
 
 

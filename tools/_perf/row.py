@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .peers import Peers
@@ -35,11 +35,12 @@ class Samples:
     """What the contenders of a row cost.
 
     Attributes:
-        costs: by contender, one figure per round, in the row's unit.
+        costs: by contender, one figure per round, in the row's unit; None in a round in which it
+            had no turn.
         absent: by contender, why it could not be had.
     """
 
-    costs: dict[str, list[float]]
+    costs: Mapping[str, Sequence[float | None]]
     absent: dict[str, str] = field(default_factory=dict)
 
 

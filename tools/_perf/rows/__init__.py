@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tools._perf.row import Row
 
-from . import dma, imports, ioctl, registers
+from . import dma, imports, ioctl, registers, routes
 
 ROWS: dict[str, Row] = {
-    row.name: row for row in (*registers.ROWS, ioctl.ROW, dma.ROW, *imports.ROWS)
+    row.name: row for row in (*registers.ROWS, ioctl.ROW, dma.ROW, routes.ROW, *imports.ROWS)
 }

@@ -1,0 +1,136 @@
+"""`pyvfio eeh` where there is no EEH, and over a tree with a PE in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyvfio.cli.main import main
+from pyvfio.eeh import debugfs, drilling
+from tests.eeh.standin import SysfsPe
+from tests.pci.bus.tree import Tree
+
+BDF = "0000:01:00.0"
+COMMANDS = ["status", "freeze", "thaw", "drill", "reset", "recover", "inject"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    tree = Tree(tmp_path, monkeypatch)
+    tree.write(tree.proc / "powerpc/eeh", "EEH Subsystem is enabled\neeh_slot_resets=2\n")
+    return tree
+
+
+@pytest.fixture
+def pe(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> SysfsPe:
+    return SysfsPe(tree.function(BDF, driver="vfio-pci"), monkeypatch)
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command; what it said: stdout, or stderr where it refuses with `status`."""
+
+    def run(*arguments: str, status: int = 0) -> str:
+        code = main(["eeh", *arguments])
+        output = capsys.readouterr()
+        assert code == status, output
+        return output.err if status else output.out
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.skipif(Path("/proc/powerpc/eeh").exists(), reason="this host has EEH")
+def test_a_host_without_eeh_declines_in_one_line(command: str, said: Callable[..., str]) -> None:
+    line = said(command, "all" if command == "status" else BDF, status=6)
+    assert line.startswith("pyvfio: this host has no EEH")
+    assert line.count("\n") == 1
+
+
+def test_the_exit_code_is_in_both_epilogs(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["eeh", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        text = capsys.readouterr().out
+        assert "no EEH" in text
+        assert "6" in text
+
+
+def test_a_host_where_it_is_off(tree: Tree, said: Callable[..., str]) -> None:
+    tree.write(tree.proc / "powerpc/eeh", "EEH Subsystem is globally disabled\n")
+    assert "EEH is off" in said("status", "all", status=6)
+
+
+def test_status(pe: SysfsPe, said: Callable[..., str]) -> None:
+    lines = said("status", BDF).splitlines()
+    assert lines[0] == "EEH is on; counted since boot: eeh_slot_resets 2"
+    assert "debugfs is not mounted" in lines[1]
+    assert lines[2] == f"{BDF}  PE 0x1fd  normal  vfio-pci"
+    pe.freeze()
+    report = json.loads(said("status", BDF, "--json"))
+    assert report["functions"] == [
+        {
+            "address": BDF,
+            "driver": "vfio-pci",
+            "pe": 0x1FD,
+            "mode": 0x200,
+            "state": "stopped",
+            "noted": ["isolated"],
+            "hardware": 0,
+            "software": 0x801,
+        }
+    ]
+    assert report["counters"] == {"eeh_slot_resets": 2}
+
+
+def test_thaw(pe: SysfsPe, said: Callable[..., str]) -> None:
+    assert "normal, nothing to do" in said("thaw", BDF)
+    pe.freeze()
+    assert said("thaw", BDF) == f"PE 0x1fd of {BDF}: stopped (isolated) -> normal\n"
+    pe.freeze()
+    pe.thaws = False
+    assert "still stopped" in said("thaw", BDF, status=1)
+
+
+def test_freeze(
+    tree: Tree, pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no injector works" in said("freeze", BDF, status=4)
+    tree.write(tree.sys / "kernel/debug/powerpc/eeh_dev_break", "")
+    monkeypatch.setattr(drilling, "_FREEZE_TIMEOUT", 0.1)
+    assert "accepted, but no freeze followed" in said("freeze", BDF, status=1)
+    monkeypatch.setattr(debugfs, "dev_break", lambda function: pe.freeze())
+    assert "is stopped (isolated)" in said("freeze", BDF).splitlines()[1]
+    assert "frozen already" in said("freeze", BDF, status=1)
+
+
+@pytest.mark.usefixtures("pe")
+def test_mistakes(tree: Tree, said: Callable[..., str]) -> None:
+    bridge = str(tree.function("0000:00:00.0", header_type=1).address)
+    tree.function("0000:02:00.0")
+    for command in ("freeze", "drill", "reset", "recover", "inject"):
+        assert "is a bridge" in said(command, bridge, status=4)
+        assert "has no PE" in said(command, "0000:02:00.0", status=4)
+    for command in ("status", "thaw"):
+        assert "has no PE" in said(command, "0000:02:00.0", status=4)
+    assert "pyvfio list" in said("status", "0000:03:00.0", status=3)
+    assert "no PCI address" in said("thaw", "nonsense", status=2)
+    assert "there is no injector" in said("freeze", BDF, "--injector", "x", status=2)
+    assert "dma-read-data" in said("freeze", BDF, "--function", "x", status=2)
+    assert "go with --function" in said("freeze", BDF, "--bits", "64", status=2)
+    io = ("--function", "load-io-data")
+    assert "32 or 64" in said("freeze", BDF, *io, "--bits", "8", status=2)
+    assert "'x' is no number" in said("freeze", BDF, *io, "--error-mask", "x", status=2)
+
+
+def test_a_frozen_pe_is_told_of_before_the_open_that_thaws_it(
+    pe: SysfsPe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pe.freeze()
+    for arguments in (["eeh", "recover", BDF], ["read", BDF, "config+0"], ["shell", BDF]):
+        assert main(arguments) == 4, "nothing here can be opened"
+        first, _ = capsys.readouterr().err.splitlines()
+        assert "is frozen: stopped (isolated). Opening the device thaws it" in first
