@@ -116,9 +116,14 @@ class EventFd(File):
 
     def close(self) -> None:
         """Close it, and wake whoever waits; closing again does nothing."""
-        if self._waiting and not self.closed:
-            self.signal()
-        super().close()
+        # Closed first: who wakes must find that, and not take the event that woke him.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                if self._waiting:
+                    calls.eventfd_write(fd, 1)
+            finally:
+                calls.close(fd)
 
 
 def _wake(ready: asyncio.Future[None]) -> None:
