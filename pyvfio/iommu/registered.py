@@ -3,23 +3,28 @@
 The kernel pins and counts memory when it is registered, and maps only what is. It registers no
 byte twice, and unregisters only what was registered as a whole, so memory that several mappings
 overlap on is registered in pieces, each as long as a mapping needs it.
+
+A refused unregistering leaves the piece registered. Nobody holds it then, and it is tried again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+
+from pyvfio import errors
 
 
-@dataclass
 class _Piece:
     """Addresses from `start` up to and not including `end`, and how many mappings need them."""
 
-    start: int
-    end: int
-    users: int = 0
+    __slots__ = ("end", "start", "users")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.users = 0
 
 
 class RegisteredMemory:
@@ -37,30 +42,35 @@ class RegisteredMemory:
         self._register = register
         self._unregister = unregister
         self._pieces: list[_Piece] = []
+        self._refused: list[_Piece] = []  # those of them that the kernel would not unregister
 
     def hold(self, address: int, size: int) -> None:
         """Have memory registered until :meth:`release` with the same arguments.
 
         Raises:
-            KernelError: `register` was refused; nothing has changed.
+            KernelError: `register` was refused; nothing is held.
         """
+        self._retry_quietly()
         end = address + size
         first, last = self._overlap(address, end)
-        pieces: list[_Piece] = []
+        known = self._pieces[first:last]
+        made: list[_Piece] = []
         at = address
         with ExitStack() as undo:
-            for known in (*self._pieces[first:last], _Piece(end, end)):
-                if at < known.start:
-                    self._register(at, known.start - at)
-                    undo.callback(self._unregister, at, known.start - at)
-                    pieces.append(_Piece(at, known.start))
-                if known.start < known.end:
-                    pieces.append(known)
-                at = known.end
+            undo.callback(self._unregister_all, made)
+            try:
+                for piece in (*known, _Piece(end, end)):
+                    if at < piece.start:
+                        self._register(at, piece.start - at)
+                        made.append(_Piece(at, piece.start))
+                    at = piece.end
+            finally:
+                pieces = sorted((*known, *made), key=lambda piece: piece.start)
+                self._pieces[first:last] = pieces
             undo.pop_all()
         for piece in pieces:
             piece.users += 1
-        self._pieces[first:last] = pieces
+        self._refused = [piece for piece in self._refused if not piece.users]
 
     def release(self, address: int, size: int) -> None:
         """Unregister what nobody else holds.
@@ -68,21 +78,49 @@ class RegisteredMemory:
         Raises:
             KernelError: `unregister` was refused; all else is done.
         """
+        self._retry_quietly()
         # While it was held, no piece of it went and none could be added.
         first, last = self._overlap(address, address + size)
-        kept = []
-        with ExitStack() as steps:
-            for piece in self._pieces[first:last]:
-                piece.users -= 1
-                if piece.users:
-                    kept.append(piece)
-                else:
-                    steps.callback(self._unregister, piece.start, piece.end - piece.start)
-            self._pieces[first:last] = kept
+        pieces = self._pieces[first:last]
+        for piece in pieces:
+            piece.users -= 1
+        self._unregister_all([piece for piece in pieces if not piece.users])
 
-    def forget(self) -> None:
-        """Nothing is registered any more; the kernel is not asked."""
-        self._pieces.clear()
+    def retry(self) -> None:
+        """Unregister what was refused before.
+
+        Raises:
+            KernelError: `unregister` was refused again.
+        """
+        refused, self._refused = self._refused, []
+        self._unregister_all(refused)
+
+    def clear(self) -> None:
+        """Unregister all of it, held or not.
+
+        Raises:
+            KernelError: `unregister` was refused; all else is done.
+        """
+        self._refused.clear()
+        self._unregister_all(tuple(self._pieces))
+
+    def _retry_quietly(self) -> None:
+        # That it was refused was told when it was released.
+        with suppress(errors.KernelError):
+            self.retry()
+
+    def _unregister_all(self, pieces: Iterable[_Piece]) -> None:
+        with ExitStack() as steps:
+            for piece in pieces:
+                steps.callback(self._unregister_piece, piece)
+
+    def _unregister_piece(self, piece: _Piece) -> None:
+        try:
+            self._unregister(piece.start, piece.end - piece.start)
+        except BaseException:
+            self._refused.append(piece)
+            raise
+        del self._pieces[bisect_left(self._pieces, piece.start, key=lambda piece: piece.start)]
 
     def _overlap(self, start: int, end: int) -> tuple[int, int]:
         """The slice of pieces that share a byte with these addresses."""

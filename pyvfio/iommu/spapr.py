@@ -18,8 +18,9 @@ from __future__ import annotations
 import ctypes
 import errno
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from pyvfio import errors
 from pyvfio._sys import memory, sysfs
@@ -93,23 +94,22 @@ class SpaprTce(ContainerSpace):
         return SpaceInfo(tuple(window.range for window in windows), page_sizes, None)
 
     def _unmap_all(self) -> None:
-        info = self._tell()
         with ExitStack() as steps:
-            if self._ours and info is not None:
-                steps.callback(self._try_to_give_back, self._windows(info))
+            for step in reversed(self._returns()):
+                steps.callback(self._give_back, step)
             steps.callback(super()._unmap_all)
 
-    def _try_to_give_back(self, windows: Sequence[DmaWindow]) -> None:
+    def _give_back(self, step: Callable[[], None]) -> None:
         try:
-            self._give_back(windows)
+            step()
         except errors.KernelError:
             # When the device is being removed, the kernel does so itself, at any moment.
             if self._tell() is not None:
                 raise
 
     @abstractmethod
-    def _give_back(self, windows: Sequence[DmaWindow]) -> None:
-        """Undo what counts as locked memory beside the mappings.
+    def _returns(self) -> Sequence[Callable[[], None]]:
+        """The steps that undo what counts as locked memory beside the mappings, in their order.
 
         The kernel does so when the group leaves, but a group whose device somebody still has a
         view of stays.
@@ -201,7 +201,10 @@ class SpaprTceV1(SpaprTce):
                 error, "the kernel does not let the container's DMA window be used"
             ) from None
 
-    def _give_back(self, windows: Sequence[DmaWindow]) -> None:
+    def _returns(self) -> Sequence[Callable[[], None]]:
+        return (self._disable,) if self._ours else ()
+
+    def _disable(self) -> None:
         self.container.file.ioctl(vfio.VFIO_IOMMU_DISABLE)
 
     _refusals = {
@@ -242,7 +245,7 @@ class SpaprTceV2(SpaprTce):
         super().__init__(container)
         self._wanted = window
         self._high: DmaWindow | None = None
-        self._memory = RegisteredMemory(self._register, self._unregister)
+        self._memory = self._new_memory()
         self._addresses: dict[int, int] = {}  # of the memory mapped at each IOVA
 
     def create_window(self, size: int | None = None) -> DmaWindow:
@@ -360,9 +363,21 @@ class SpaprTceV2(SpaprTce):
         argument = kind(argsz=ctypes.sizeof(kind), start_addr=window.start)
         self.container.file.ioctl(vfio.VFIO_IOMMU_SPAPR_TCE_REMOVE, argument)
 
-    def _give_back(self, windows: Sequence[DmaWindow]) -> None:
-        for window in windows:
-            self._remove(window)
+    def _remove_default(self) -> None:
+        info = self._tell()
+        if info is not None and info.default is not None:
+            self._remove(info.default)
+
+    def _returns(self) -> Sequence[Callable[[], None]]:
+        steps: list[Callable[[], None]] = []
+        # Whoever set the container's IOMMU, this window is the space's own.
+        if self._high is not None:
+            steps.append(partial(self._remove, self._high))
+        if self._ours:
+            steps.append(self._remove_default)
+        # Last: what is mapped in a window cannot be unregistered.
+        steps.append(self._memory.clear)
+        return steps
 
     def _map(self, address: int, iova: int, size: int, readable: bool, writable: bool) -> None:
         with ExitStack() as undo:
@@ -375,15 +390,20 @@ class SpaprTceV2(SpaprTce):
     def _unmap(self, iova: int, size: int) -> int:
         super()._unmap(iova, size)
         address = self._addresses.pop(iova, None)
-        if address is not None:
+        if address is None:  # it was closed before, and unregistering refused
+            self._memory.retry()
+        else:
             self._memory.release(address, size)
         return size
 
     def _forget(self) -> None:
         super()._forget()
-        self._memory.forget()
+        self._memory = self._new_memory()  # in the child of a fork the kernel cannot be asked
         self._addresses.clear()
         self._high = None
+
+    def _new_memory(self) -> RegisteredMemory:
+        return RegisteredMemory(self._register, self._unregister)
 
     def _register(self, address: int, size: int) -> None:
         request = vfio.VFIO_IOMMU_SPAPR_REGISTER_MEMORY

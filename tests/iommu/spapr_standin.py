@@ -29,6 +29,7 @@ class PowerKernel(Kernel):
         table_levels: fewer levels than this find no memory for a table.
         dynamic: whether groups have dynamic windows.
         pinned: what registering returns.
+        keep_windows: where windows begin that are not removed.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class PowerKernel(Kernel):
         self.table_levels = 1
         self.dynamic = True
         self.pinned = 0
+        self.keep_windows: set[int] = set()
         self.tables: dict[int, _Tables] = {}
         self.ranges = [(0, (1 << 64) - 1)]  # windows hold no group back
 
@@ -103,6 +105,8 @@ class PowerKernel(Kernel):
 
     def vfio_iommu_spapr_tce_remove(self, container: _Container, arg: Any) -> None:
         windows = self.of(container).windows
+        if arg.start_addr in self.keep_windows:
+            raise OSError(errno.EBUSY, "not removed")
         if windows.pop(arg.start_addr, None) is None and arg.start_addr:
             raise OSError(errno.EINVAL, "no such window")
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from pyvfio import errors
 from pyvfio.iommu.registered import RegisteredMemory
 
 
@@ -13,6 +17,7 @@ class Kernel:
     def __init__(self) -> None:
         self.pieces: set[tuple[int, int]] = set()
         self.refuse_at: int | None = None
+        self.keep: set[tuple[int, int]] = set()
 
     def register(self, address: int, size: int) -> None:
         end = address + size
@@ -23,6 +28,8 @@ class Kernel:
         self.pieces.add((address, size))
 
     def unregister(self, address: int, size: int) -> None:
+        if (address, size) in self.keep:
+            raise errors.KernelError(errno.EBUSY, "UNREGISTER", "container")
         self.pieces.remove((address, size))
 
 
@@ -85,9 +92,49 @@ def test_a_piece_goes_with_the_last_who_needs_it() -> None:
     assert kernel.pieces == set()
 
 
-def test_forgetting_asks_nobody() -> None:
+def test_what_is_refused_stays_known_and_is_tried_again() -> None:
+    kernel = Kernel()
+    memory = RegisteredMemory(kernel.register, kernel.unregister)
+    again: tuple[Callable[[], None], ...] = (
+        lambda: memory.hold(20, 1),
+        lambda: memory.release(20, 1),
+        memory.retry,
+        memory.clear,
+    )
+    for step in again:
+        memory.hold(0, 4)
+        kernel.keep = {(0, 4)}
+        with pytest.raises(errors.KernelError):
+            memory.release(0, 4)
+        kernel.keep = set()
+        step()
+        assert (0, 4) not in kernel.pieces
+
+
+def test_what_is_refused_can_be_held_again() -> None:
     kernel = Kernel()
     memory = RegisteredMemory(kernel.register, kernel.unregister)
     memory.hold(0, 4)
-    memory.forget()
-    assert kernel.pieces == {(0, 4)}
+    kernel.keep = {(0, 4)}
+    with pytest.raises(errors.KernelError):
+        memory.release(0, 4)
+    memory.hold(2, 4)
+    kernel.keep = set()
+    memory.hold(10, 1)
+    assert kernel.pieces == {(0, 4), (4, 2), (10, 1)}
+    memory.release(2, 4)
+    assert kernel.pieces == {(10, 1)}
+
+
+def test_a_hold_that_cannot_be_undone_stays_known() -> None:
+    kernel = Kernel()
+    memory = RegisteredMemory(kernel.register, kernel.unregister)
+    memory.hold(2, 1)
+    kernel.keep, kernel.refuse_at = {(0, 2)}, 4
+    with pytest.raises(errors.KernelError):
+        memory.hold(0, 5)
+    kernel.keep, kernel.refuse_at = set(), None
+    memory.hold(0, 5)
+    memory.release(0, 5)
+    memory.release(2, 1)
+    assert kernel.pieces == set()

@@ -10,7 +10,17 @@ import pytest
 from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio.abi import vfio
-from pyvfio.iommu import SpaprTceV1, SpaprTceV2, Type1, container_space, locked, open_space, spapr
+from pyvfio.iommu import (
+    Container,
+    Group,
+    SpaprTceV1,
+    SpaprTceV2,
+    Type1,
+    container_space,
+    locked,
+    open_space,
+    spapr,
+)
 from pyvfio.iommu.info import DmaWindow, parse_spapr_info
 
 from .spapr_standin import GIB, HIGH, PowerKernel
@@ -189,6 +199,58 @@ def test_closing_gives_back_what_counts_as_locked(kernel: PowerKernel, space: Sp
     space.close()
     assert tables.windows == {}
     assert tables.registered == set()
+
+
+@pytest.mark.parametrize("kept", [0, HIGH])
+def test_closing_goes_on_after_a_refusal(kernel: PowerKernel, space: SpaprTceV2, kept: int) -> None:
+    mapping = space.map(mmap.mmap(-1, PAGE))
+    tables = kernel.only
+    kernel.keep_windows = {kept}
+    with pytest.raises(errors.KernelError) as info:
+        space.close()
+    assert info.value.errno == errno.EBUSY
+    assert list(tables.windows) == [kept]
+    assert tables.registered == set()
+    assert mapping.closed
+
+
+def test_closing_where_the_kernel_does_not_tell(kernel: PowerKernel, space: SpaprTceV2) -> None:
+    mapping = space.map(mmap.mmap(-1, PAGE))
+    tables = kernel.only
+    kernel.fail["VFIO_IOMMU_SPAPR_TCE_GET_INFO"] = errno.EIO
+    with pytest.raises(errors.KernelError) as info:
+        space.close()
+    assert info.value.errno == errno.EIO
+    assert list(tables.windows) == [0]
+    assert tables.registered == set()
+    assert mapping.closed
+    assert kernel.files == {}
+
+
+def test_a_refused_unregistering_is_tried_again(kernel: PowerKernel, space: SpaprTceV2) -> None:
+    mapping = space.map(mmap.mmap(-1, PAGE))
+    kernel.fail["VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"] = errno.EBUSY
+    for _ in range(2):
+        with pytest.raises(errors.KernelError):
+            mapping.close()
+        assert kernel.only.registered
+    kernel.fail.clear()
+    mapping.close()
+    assert kernel.only.registered == set()
+
+
+def test_a_window_made_in_a_container_of_somebody_elses(
+    kernel: PowerKernel, function: Functions
+) -> None:
+    container = Container.open()
+    group = Group.open(1)
+    group.set_container(container)
+    container.set_iommu(vfio.VFIO_SPAPR_TCE_v2_IOMMU)
+    with SpaprTceV2(container) as space:
+        space.attach(group, joined=True)
+        tables = kernel.only
+        space.create_window(GIB)
+    assert list(tables.windows) == [0], "the default window is not the space's"
 
 
 def test_two_groups_share_the_windows(kernel: PowerKernel, function: Functions) -> None:
