@@ -82,6 +82,7 @@ class VM(Closing):
             with ExitStack() as undo:
                 undo.callback(self.file.close)
                 self.irqchip.create(self.file)
+                undo.callback(self.irqchip.close)
                 limit = self.check_extension(kvm.KVM_CAP_IRQ_ROUTING)
                 undo.pop_all()
         self.routes = Routes(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FIRST_SOURCE = 16
 """Sources below are no interrupts (``KVMPPC_XICS_FIRST_IRQ``): number 0 never exists."""
 
+LAST_SOURCE = (1 << 20) - 1
+"""There are none above (``KVMPPC_XICS_NR_IRQS``)."""
+
 NEVER = 0xFF
 """The priority of a source that interrupts nobody."""
 
@@ -114,16 +117,23 @@ class XicsIrqchip(Irqchip):
 
     def __init__(self) -> None:
         self._device: File | None = None
+        self._servers: set[int] = set()
 
     def create(self, vm: File) -> None:
         if not vm.ioctl(kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_IRQ_XICS):
             raise errors.Unsupported("this kernel's KVM has no XICS")
         create = kvm.kvm_create_device(type=kvm.KVM_DEV_TYPE_XICS)
         vm.ioctl(kvm.KVM_CREATE_DEVICE, create)
-        self._device = File(create.fd, "the VM's XICS")
-        # On XIVE KVM cannot resample, and says so (arch/powerpc/kvm/powerpc.c).
-        self.resample = bool(vm.ioctl(kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_IRQFD_RESAMPLE))
+        device = File(create.fd, "the VM's XICS")
+        try:
+            # On XIVE KVM cannot resample, and says so (arch/powerpc/kvm/powerpc.c).
+            self.resample = bool(vm.ioctl(kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_IRQFD_RESAMPLE))
+        except BaseException:
+            device.close()
+            raise
         self.on_xive = not self.resample
+        self._device = device
+        self._servers.clear()
 
     def connect(self, vcpu: File, number: int) -> None:
         # Hypervisor KVM wants a vCPU that makes hypercalls before it gives it a XICS server.
@@ -131,6 +141,7 @@ class XicsIrqchip(Irqchip):
         enable = kvm.kvm_enable_cap(cap=kvm.KVM_CAP_IRQ_XICS)
         enable.args[0], enable.args[1] = self._file().fileno(), number
         vcpu.ioctl(kvm.KVM_ENABLE_CAP, enable)
+        self._servers.add(number)
 
     def close(self) -> None:
         if self._device is not None:
@@ -140,19 +151,22 @@ class XicsIrqchip(Irqchip):
         """Make a source, or set its state.
 
         Raises:
-            RangeError: the number is below 16, or the priority or server does not fit.
+            RangeError: the number is none of a source (16 to LAST_SOURCE), or the priority or
+                server does not fit.
             ArgumentError: no vCPU is that server.
             KernelError: the kernel refused.
         """
-        if number < FIRST_SOURCE:
-            raise errors.RangeError(f"sources are {FIRST_SOURCE} and above, not {number}")
+        if not FIRST_SOURCE <= number <= LAST_SOURCE:
+            raise errors.RangeError(
+                f"sources are {FIRST_SOURCE} to {LAST_SOURCE:#x}, not {number:#x}"
+            )
         if not (0 <= source.priority <= NEVER and 0 <= source.server < 1 << 32):
             raise errors.RangeError(f"priorities are 0 to 255, servers 32 bits: not {source}")
         value = ctypes.c_uint64(source.to_kernel())
         try:
             self._attribute(kvm.KVM_SET_DEVICE_ATTR, number, value)
         except errors.KernelError as error:
-            if error.errno == errno.EINVAL:
+            if error.errno == errno.EINVAL and source.server not in self._servers:
                 raise errors.ArgumentError(
                     f"source {number:#x} cannot interrupt server {source.server}: no vCPU has that "
                     "number; make it first"
@@ -166,6 +180,9 @@ class XicsIrqchip(Irqchip):
             RangeError: there is no such source.
             KernelError: the kernel refused.
         """
+        # Of a larger number KVM looks at 32 bits, and finds another source.
+        if not FIRST_SOURCE <= number <= LAST_SOURCE:
+            raise errors.RangeError(f"there is no source {number:#x}")
         value = ctypes.c_uint64()
         try:
             self._attribute(kvm.KVM_GET_DEVICE_ATTR, number, value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from pyvfio import errors
 from pyvfio._sys import File, calls
 from pyvfio.abi import kvm as abi
 from pyvfio.abi import kvm_powerpc
-from pyvfio.kvm import Server, Source, Vcpu, XicsIrqchip
+from pyvfio.kvm import VM, Server, Source, Vcpu, XicsIrqchip
 
 sources = st.builds(
     Source,
@@ -44,6 +45,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.refusal = 0
+        self.refused_capability: int | None = None
         self.registers: dict[int, int] = {}
         self.attributes: dict[int, int] = {}
         self.enabled: list[tuple[int, int]] = []
@@ -51,6 +53,8 @@ class Kernel:
     def ioctl(self, fd: int, request: int, argument: Any) -> int:
         import ctypes
 
+        if self.refused_capability is not None and argument == self.refused_capability:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         if self.refusal:
             raise OSError(self.refusal, os.strerror(self.refusal))
         if request == abi.KVM_CHECK_EXTENSION:
@@ -119,6 +123,8 @@ def test_a_server_is_read_as_it_was_written(server: Server) -> None:
     [
         (0, Source(0, 4), errors.RangeError),
         (15, Source(0, 4), errors.RangeError),
+        (1 << 20, Source(0, 4), errors.RangeError),
+        ((1 << 64) + 16, Source(0, 4), errors.RangeError),
         (16, Source(0, 256), errors.RangeError),
         (16, Source(1 << 32, 4), errors.RangeError),
     ],
@@ -135,6 +141,35 @@ def test_a_server_that_is_no_vcpu_is_named(xics: XicsIrqchip, kernel: Kernel) ->
     kernel.refusal = errno.EINVAL
     with pytest.raises(errors.ArgumentError, match="no vCPU has that number"):
         xics[16] = Source(server=7, priority=4)
+
+
+def test_another_refusal_is_not_put_down_to_the_server(xics: XicsIrqchip, kernel: Kernel) -> None:
+    with File(os.memfd_create("vcpu"), "vCPU 7") as vcpu:
+        xics.connect(vcpu, 7)
+    kernel.refusal = errno.EINVAL
+    with pytest.raises(errors.KernelError) as info:
+        xics[16] = Source(server=7, priority=4)
+    assert info.value.errno == errno.EINVAL
+
+
+def test_reading_a_number_of_more_than_32_bits(xics: XicsIrqchip, kernel: Kernel) -> None:
+    xics[0x1300] = Source(server=0, priority=4)
+    for number in (1 << 32 | 0x1300, 1 << 64 | 0x1300):
+        with pytest.raises(errors.RangeError, match="no source"):
+            xics[number]
+
+
+@pytest.mark.parametrize("capability", [abi.KVM_CAP_IRQFD_RESAMPLE, abi.KVM_CAP_IRQ_ROUTING])
+def test_a_vm_that_cannot_be_made_leaves_no_xics(kernel: Kernel, capability: int) -> None:
+    kernel.refused_capability = capability
+    before = os.listdir("/proc/self/fd")
+    system: Any = SimpleNamespace(
+        vcpu_mmap_size=0, create_vm=lambda: File(os.memfd_create("vm"), "a VM")
+    )
+    irqchip = XicsIrqchip()
+    with pytest.raises(errors.KernelError):
+        VM(irqchip, system=system)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_reading_a_source_that_is_not_there(xics: XicsIrqchip, kernel: Kernel) -> None:
