@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyvfio.iommu.barrier import fence
 from pyvfio.iommu.choice import open_space
 from pyvfio.iommu.container import Container
@@ -22,8 +24,10 @@ from pyvfio.iommu.group import Group
 from pyvfio.iommu.info import DmaWindow
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
 from pyvfio.iommu.space import AddressSpace
-from pyvfio.iommu.spapr import SpaprTce, SpaprTceV1, SpaprTceV2
 from pyvfio.iommu.type1 import Type1
+
+if TYPE_CHECKING:
+    from pyvfio.iommu.spapr import SpaprTce, SpaprTceV1, SpaprTceV2
 
 __all__ = [
     "AddressSpace",
@@ -42,3 +46,19 @@ __all__ = [
     "fence",
     "open_space",
 ]
+
+_OF_POWER = ("SpaprTce", "SpaprTceV1", "SpaprTceV2")
+
+
+def __getattr__(name: str) -> object:
+    """Import POWER's when it is used: no other host's start waits for it."""
+    if name not in _OF_POWER:
+        raise AttributeError(f"module 'pyvfio.iommu' has no attribute {name!r}")
+    from pyvfio.iommu import spapr
+
+    value = globals()[name] = getattr(spapr, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,6 @@ import errno
 from pyvfio import errors
 from pyvfio._sys import sysfs
 from pyvfio.abi import vfio
-from pyvfio.iommu import locked
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
 from pyvfio.iommu.dma import Mapping
@@ -113,6 +112,8 @@ _KINDS = {1: vfio.VFIO_TYPE1_IOMMU, 2: vfio.VFIO_TYPE1v2_IOMMU}
 def _explain(error: errors.KernelError, iova: int, size: int) -> errors.KernelError:
     """What it means that ``VFIO_IOMMU_MAP_DMA`` was refused."""
     if error.errno == errno.ENOMEM:
+        from pyvfio.iommu import locked  # only a refusal needs it
+
         return locked.refused(error, size)
     if error.errno == errno.ENOSPC:
         switch = paths.SYSFS / _ENTRY_LIMIT

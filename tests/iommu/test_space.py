@@ -4,6 +4,8 @@ import errno
 import mmap
 import os
 import resource
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -755,3 +757,36 @@ def test_in_a_forked_child_the_space_is_closed_and_the_parent_untouched(
     assert len(kernel.mappings) == 3
     space.close()
     assert kernel.files == {}
+
+
+# What it brings in.
+
+_OPENED = """
+import sys
+from pyvfio._sys import calls
+from tests.iommu.standin import Kernel
+kernel = Kernel()
+calls.open, calls.close, calls.ioctl = kernel.open, kernel.close, kernel.ioctl
+import pyvfio
+pyvfio.open
+pyvfio.open_space().close()
+print(*sys.modules)
+pyvfio.iommu.SpaprTceV2
+print("pyvfio.iommu.spapr" in sys.modules)
+"""
+
+
+def test_another_host_does_not_wait_for_what_is_powers() -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _OPENED],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    opened, asked = result.stdout.splitlines()
+    loaded = {name for name in opened.split() if name.startswith("pyvfio.iommu.")}
+    assert "pyvfio.iommu.type1" in loaded
+    assert not loaded & {f"pyvfio.iommu.{name}" for name in ("spapr", "registered", "locked")}
+    assert asked == "True"
