@@ -44,9 +44,7 @@ class LocalApicAlone:
         """
         self._vcpu = vm.create_vcpu()
         self._counts = dict.fromkeys(range(256), 0)
-        lapic = self._vcpu.lapic
-        lapic.enabled = True
-        self._vcpu.lapic = lapic
+        self._vcpu.enable_lapic()
 
     def counts(self, vector: int) -> int:
         self._collect()

@@ -63,9 +63,7 @@ class KernelGuest(Guest):
         self.vm = self._vm = kvm.VM()
         self.file = self._vm.file
         self._vcpu = self._vm.create_vcpu()
-        lapic = self._vcpu.lapic
-        lapic.enabled = True
-        self._vcpu.lapic = lapic
+        self._vcpu.enable_lapic()
 
     def message(self, vector: int, *, moved: bool = False) -> MsiMessage:
         return kvm.apic_message(FIRST_VECTOR + vector + (0x60 if moved else 0))
