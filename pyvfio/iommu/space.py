@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ _LOW = 1 << 32
 """Below this, addresses are left to those who ask for them: devices that do 32-bit DMA."""
 
 _SUPERPAGE = 2 << 20
+_NOWHERE = 1 << 64  # beyond every address
 
 
 class AddressSpace(Closing, ABC):
@@ -43,6 +45,8 @@ class AddressSpace(Closing, ABC):
         self._info: SpaceInfo | None = None  # None: no device is open
         self._iovas = IovaAllocator(())
         self._mappings: dict[int, Mapping] = {}
+        # What devices may read and write, sorted: first byte and end in this process, IOVA.
+        self._reached: list[tuple[int, int, int]] = []
         self._pool = Pool(self)
         self._bins = self._pool.bins
         self._stops: dict[File, Callable[[], None]] = {}
@@ -228,6 +232,28 @@ class AddressSpace(Closing, ABC):
             view = view[:size]
         return DmaBuffer(lease, size, view)
 
+    def iova_of(self, buffer: Any) -> int | None:
+        """Where devices find memory of this process: an easy way to do without copying.
+
+        Args:
+            buffer: anything with a writable, contiguous buffer: a part of a DMA buffer's view, a
+                numpy array made of it, memory that was given to :meth:`map`.
+
+        Returns:
+            The IOVA of its first byte; None where devices do not reach all of it, for reading and
+            writing, within one mapping.
+        """
+        view = memoryview(buffer)
+        if view.readonly or not view.c_contiguous or not view.nbytes:
+            return None
+        address = memory.address_of(view)
+        with self._lock:
+            index = bisect_right(self._reached, (address, _NOWHERE)) - 1
+            if index < 0:
+                return None
+            start, end, iova = self._reached[index]
+        return iova + address - start if address + view.nbytes <= end else None
+
     def stop_with(self, file: File, stop: Callable[[], None]) -> None:
         """Say how to silence an open device, for when the space is closed before it.
 
@@ -307,6 +333,8 @@ class AddressSpace(Closing, ABC):
                 self._iovas.free(iova, size)
                 raise
             mapping = self._mappings[iova] = Mapping(self, view, iova)
+            if readable and writable:
+                insort(self._reached, _reach(mapping, view))
             return mapping
 
     def _choose(self, size: int, align: int, max_iova: int | None) -> int:
@@ -352,6 +380,11 @@ class AddressSpace(Closing, ABC):
                 raise self._unmapped_wrong(mapping, size)
             del self._mappings[mapping.iova]
             self._iovas.free(mapping.iova, mapping.size)
+            assert mapping._memory is not None
+            reach = _reach(mapping, mapping._memory)
+            index = bisect_left(self._reached, reach)
+            if self._reached[index : index + 1] == [reach]:
+                del self._reached[index]
             mapping._forget()
 
     @abstractmethod
@@ -391,6 +424,7 @@ class AddressSpace(Closing, ABC):
         for mapping in self._mappings.values():
             mapping._forget()
         self._mappings.clear()
+        self._reached.clear()
         self._pool.abandon()
         self._info = None
         self._iovas = IovaAllocator(())
@@ -413,6 +447,11 @@ class AddressSpace(Closing, ABC):
             view = _allocate_huge(length, huge_page)
         mapping = self._map_memory(view, align=max(align, page), max_iova=max_iova)
         return MappedBuffer(mapping, size, view[:size])
+
+
+def _reach(mapping: Mapping, view: memoryview) -> tuple[int, int, int]:
+    address = memory.address_of(view)
+    return address, address + mapping.size, mapping.iova
 
 
 def _default_huge_page() -> int:

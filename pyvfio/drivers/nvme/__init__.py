@@ -1,0 +1,153 @@
+"""NVMe disks, from Python (NVMe Base Specification 2.0, NVM Command Set 1.0).
+
+::
+
+    with pyvfio.open("0000:01:00.0") as device, nvme.Controller(device) as controller:
+        disk = controller.namespaces[1]
+        first = disk.read(0, 8)                       # eight blocks
+        buffer = device.dma.alloc(1 << 20)
+        disk.read_into(0, buffer.view)                # 1 MiB, without a copy
+        await disk.start_write(0, buffer.view)        # the same as an awaitable
+
+How the parts fit: a :class:`Controller` has :class:`Queue` s, each with a :class:`Line` where its
+completions are waited for. What a :class:`Namespace` is asked becomes a :class:`Command`, several
+(a transfer) or many (a burst); all three are :class:`Operation` s.
+"""
+
+from pyvfio.drivers.nvme.controller import Controller
+from pyvfio.drivers.nvme.identify import ControllerIdentity, LbaFormat, NamespaceIdentity
+from pyvfio.drivers.nvme.logs import ErrorEntry, SmartLog
+from pyvfio.drivers.nvme.namespace import Namespace
+from pyvfio.drivers.nvme.operation import Operation
+from pyvfio.drivers.nvme.queue import Command, Queue
+from pyvfio.drivers.nvme.spec import (
+    ALL_NAMESPACES,
+    Admin,
+    Feature,
+    Io,
+    Log,
+)
+from pyvfio.drivers.nvme.status import (
+    AbortLimitExceeded,
+    AbortRequested,
+    AccessToMediaDenied,
+    ApplicationTagCheckFailed,
+    AsyncEventLimitExceeded,
+    CapacityExceeded,
+    CommandFailed,
+    CommandIdConflict,
+    CommandInterrupted,
+    CommandTimedOut,
+    CompareFailed,
+    ConflictingAttributes,
+    ControllerFailed,
+    ControllerFatal,
+    ControllerReset,
+    DataTransferError,
+    FeatureNotChangeable,
+    FeatureNotNamespaceSpecific,
+    FeatureNotSaveable,
+    FormatInProgress,
+    GuardCheckFailed,
+    InternalError,
+    InvalidCompletionQueue,
+    InvalidField,
+    InvalidFormat,
+    InvalidInterruptVector,
+    InvalidLogPage,
+    InvalidNamespace,
+    InvalidOpcode,
+    InvalidProtectionInformation,
+    InvalidPrpOffset,
+    InvalidQueueDeletion,
+    InvalidQueueIdentifier,
+    InvalidQueueSize,
+    LbaOutOfRange,
+    NamespaceNotAttached,
+    NamespaceNotReady,
+    NamespaceWriteProtected,
+    NvmeError,
+    OperationDenied,
+    PowerLossAbort,
+    QueueDeleted,
+    ReferenceTagCheckFailed,
+    ReservationConflict,
+    SanitizeFailed,
+    SanitizeInProgress,
+    SequenceError,
+    TransientTransportError,
+    UnrecoveredReadError,
+    UnwrittenBlock,
+    WriteFault,
+    WriteToReadOnlyRange,
+)
+
+__all__ = [
+    "ALL_NAMESPACES",
+    "AbortLimitExceeded",
+    "AbortRequested",
+    "AccessToMediaDenied",
+    "Admin",
+    "ApplicationTagCheckFailed",
+    "AsyncEventLimitExceeded",
+    "CapacityExceeded",
+    "Command",
+    "CommandFailed",
+    "CommandIdConflict",
+    "CommandInterrupted",
+    "CommandTimedOut",
+    "CompareFailed",
+    "ConflictingAttributes",
+    "Controller",
+    "ControllerFailed",
+    "ControllerFatal",
+    "ControllerIdentity",
+    "ControllerReset",
+    "DataTransferError",
+    "ErrorEntry",
+    "Feature",
+    "FeatureNotChangeable",
+    "FeatureNotNamespaceSpecific",
+    "FeatureNotSaveable",
+    "FormatInProgress",
+    "GuardCheckFailed",
+    "InternalError",
+    "InvalidCompletionQueue",
+    "InvalidField",
+    "InvalidFormat",
+    "InvalidInterruptVector",
+    "InvalidLogPage",
+    "InvalidNamespace",
+    "InvalidOpcode",
+    "InvalidProtectionInformation",
+    "InvalidPrpOffset",
+    "InvalidQueueDeletion",
+    "InvalidQueueIdentifier",
+    "InvalidQueueSize",
+    "Io",
+    "LbaFormat",
+    "LbaOutOfRange",
+    "Log",
+    "Namespace",
+    "NamespaceIdentity",
+    "NamespaceNotAttached",
+    "NamespaceNotReady",
+    "NamespaceWriteProtected",
+    "NvmeError",
+    "Operation",
+    "OperationDenied",
+    "PowerLossAbort",
+    "Queue",
+    "QueueDeleted",
+    "ReferenceTagCheckFailed",
+    "ReservationConflict",
+    "SanitizeFailed",
+    "SanitizeInProgress",
+    "SequenceError",
+    "SmartLog",
+    "TransientTransportError",
+    "UnrecoveredReadError",
+    "UnwrittenBlock",
+    "WriteFault",
+    "WriteToReadOnlyRange",
+]

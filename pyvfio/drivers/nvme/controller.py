@@ -1,0 +1,671 @@
+"""An NVMe controller: brought up, asked, mended, shut down (NVMe Base Specification 2.0)."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+from pyvfio import errors
+from pyvfio._sys.closing import Closing
+from pyvfio.device import Device, Region, Vector, Vectors
+from pyvfio.drivers.nvme import identify, logs, spec, status
+from pyvfio.drivers.nvme.line import Line
+from pyvfio.drivers.nvme.namespace import Namespace
+from pyvfio.drivers.nvme.queue import Command, Queue, Work
+from pyvfio.drivers.nvme.spec import Admin, Feature, Identify
+from pyvfio.iommu import AddressSpace
+
+_ADMIN_DEPTH = 32
+_MOST_POINTERS = 512  # in a page of them, of the smallest page there is
+_SHUTDOWN_SECONDS = 10.0
+_ABORT_SECONDS = 3.0
+"""How long a command may take to end after it was aborted, before the controller is reset."""
+_POLL_SECONDS = 0.0002
+_LEAST_SECONDS = 2.0
+"""How long the controller may take to become ready, if it claims to need less."""
+
+
+class Controller(Closing):
+    """A controller that this process drives, until :meth:`close`.
+
+    Commands that take too long are aborted. If that does not help, and when the controller reports
+    a fatal status or was reset by somebody, it is reset: what was under way fails with
+    :class:`~pyvfio.drivers.nvme.status.ControllerReset` (or the subclass that says why), and what
+    comes later works again. All this is noticed by whoever waits.
+
+    Threads and asyncio tasks may share it, also one queue.
+
+    Attributes:
+        device: the PCI device.
+        identity: what the controller says of itself.
+        namespaces: the active ones, by ID.
+        max_transfer: bytes that one command moves at most.
+        queues: the I/O queues, each with a vector of its own if there are enough.
+        resets: how many times it had to be reset.
+    """
+
+    identity: identify.ControllerIdentity
+    max_transfer: int
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        queues: int = 1,
+        depth: int = 128,
+        interrupts: bool = True,
+        timeout: float = 30.0,
+    ) -> None:
+        """Bring a controller up.
+
+        Args:
+            device: opened, and the caller's to close afterwards.
+            queues: I/O queue pairs; fewer if the controller has no more.
+            depth: entries of each, one more than can be under way; fewer if it takes no more.
+            interrupts: wait by MSI-X or MSI; False, or a device without, looks all the time.
+            timeout: seconds that a command may take.
+
+        Raises:
+            Unsupported: it is no NVMe controller, or one without the NVM command set.
+            ArgumentError: no queues, or queues too small.
+            ControllerFailed: it does not become ready.
+            DeviceGone: it does not answer.
+            KernelError: the kernel refused memory or interrupts.
+        """
+        self.device = device
+        self.timeout = timeout
+        self.resets = 0
+        self.queues: tuple[Queue, ...] = ()
+        self.namespaces: dict[int, Namespace] = {}
+        self._closed = False
+        self._everything: list[Queue] = []
+        self._vectors: Vectors | None = None
+        self._registers = _registers(device)
+        self._capabilities = self._registers.read64(spec.CAP)
+        self._check_capabilities()
+        if queues < 1 or depth < 2:
+            raise errors.ArgumentError("an NVMe driver needs a queue, and a queue two entries")
+        depth = min(depth, (self._capabilities & 0xFFFF) + 1)
+        self._page = 4096 << (self._capabilities >> 48 & 0xF)
+        # Held by whoever resets the controller, and while it is closed.
+        self._mending = threading.Lock()
+        with ExitStack() as stack:
+            stack.callback(self._let_go)
+            self._admin = self._make_queue(0, _ADMIN_DEPTH, Line(None, self._diagnose))
+            self._enable()
+            count = min(queues, self._count_of_queues(queues))
+            if interrupts:
+                self._vectors = self._enable_vectors(count + 1)
+            vectors: list[Vector | None] = list(self._vectors or [None])
+            lines = [Line(vector, self._diagnose) for vector in vectors]
+            # With fewer vectors than queues the last ones share; the admin queue has the first.
+            self._admin.line = lines[0]
+            lines[0].queues.append(self._admin)
+            self.queues = tuple(
+                self._make_queue(number, depth, lines[min(number, len(lines) - 1)])
+                for number in range(1, count + 1)
+            )
+            self._vector_of = {q.number: lines.index(q.line) for q in self.queues}
+            self._create_queues()
+            self._ask()
+            stack.pop_all()
+
+    @property
+    def space(self) -> AddressSpace:
+        """The device's address space."""
+        return self.device.dma
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """The specification's version that it follows, from its register."""
+        version = self._registers.read32(spec.VS)
+        return version >> 16, version >> 8 & 0xFF, version & 0xFF
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    # Commands.
+
+    def start_admin(
+        self,
+        opcode: int,
+        *dwords: int,
+        namespace: int = 0,
+        size: int = 0,
+        data: Any = None,
+        name: str = "",
+        timeout: float | None = None,
+        after: Callable[[Command, memoryview], None] | None = None,
+    ) -> Command:
+        """Start any admin command.
+
+        Args:
+            opcode: its number.
+            dwords: command dwords from 10 on.
+            namespace: its ID.
+            size: bytes that it gives.
+            data: what it takes instead.
+            name: what it does, for messages.
+            timeout: seconds that it may take; None for the controller's.
+            after: called at its end, with the data it gave.
+
+        Raises:
+            ControllerFailed, DeviceGone, Closed: there is no controller any more.
+        """
+        given = memoryview(b"" if data is None else data).cast("B")
+        buffer = self.space.alloc(max(size, given.nbytes, 4))
+        buffer.view[: given.nbytes] = given
+
+        def ended(command: Command) -> None:
+            if after is not None:
+                after(command, buffer.view[:size])
+            buffer.close()
+
+        return self._admin.command(
+            opcode,
+            *dwords,
+            namespace=namespace,
+            memory=buffer.view,
+            iova=buffer.iova,
+            size=buffer.size if size or given.nbytes else 0,
+            name=name or f"admin command {opcode:#04x}",
+            timeout=timeout,
+            after=ended,
+        )
+
+    def admin(
+        self,
+        opcode: int,
+        *dwords: int,
+        namespace: int = 0,
+        size: int = 0,
+        data: Any = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> tuple[int, bytes]:
+        """Do any admin command; arguments as for :meth:`start_admin`.
+
+        Returns:
+            Dword 0 of its completion, and the data it gave.
+
+        Raises:
+            As :meth:`Operation.wait`.
+        """
+        got = b""
+
+        def keep(command: Command, view: memoryview) -> None:
+            nonlocal got
+            got = bytes(view)
+
+        command = self.start_admin(
+            opcode,
+            *dwords,
+            namespace=namespace,
+            size=size,
+            data=data,
+            name=name,
+            timeout=timeout,
+            after=keep,
+        )
+        return command.wait(), got
+
+    def log_page(self, page: int, size: int, *, namespace: int = spec.ALL_NAMESPACES) -> bytes:
+        """Get the first `size` bytes of a log page; `size` is a multiple of 4.
+
+        Raises:
+            InvalidLogPage: it has no such page.
+            And as :meth:`Operation.wait`.
+        """
+        if size < 4 or size % 4:
+            raise errors.ArgumentError(f"a log page is read in multiples of 4 bytes, not {size}")
+        dwords = size // 4 - 1
+        name = f"get log page {page:#04x}"
+        return self.admin(
+            Admin.GET_LOG_PAGE,
+            page | (dwords & 0xFFFF) << 16,
+            dwords >> 16,
+            namespace=namespace,
+            size=size,
+            name=name,
+        )[1]
+
+    def smart(self) -> logs.SmartLog:
+        """The controller's health."""
+        return logs.SmartLog.parse(self.log_page(spec.Log.SMART, logs.SMART_SIZE))
+
+    def error_log(self, count: int | None = None) -> tuple[logs.ErrorEntry, ...]:
+        """The errors it logged last, the newest first; None for all that it keeps."""
+        kept = self.identity.error_entries
+        count = kept if count is None else min(count, kept)
+        return logs.ErrorEntry.parse(self.log_page(spec.Log.ERRORS, count * logs.ERROR_SIZE))
+
+    def get_feature(self, feature: int, *, namespace: int = 0) -> int:
+        """The value of a feature.
+
+        Raises:
+            InvalidField: it has no such feature.
+            And as :meth:`Operation.wait`.
+        """
+        name = f"get feature {feature:#04x}"
+        return self.admin(Admin.GET_FEATURES, feature, namespace=namespace, name=name)[0]
+
+    def set_feature(
+        self, feature: int, value: int, *, namespace: int = 0, save: bool = False
+    ) -> int:
+        """Set a feature.
+
+        Args:
+            feature: its number.
+            value: command dword 11.
+            namespace: its ID, for a feature of one.
+            save: keep it beyond resets and power cycles.
+
+        Returns:
+            Dword 0 of the completion.
+
+        Raises:
+            InvalidField, FeatureNotChangeable, FeatureNotSaveable: it cannot be had.
+            And as :meth:`Operation.wait`.
+        """
+        return self.admin(
+            Admin.SET_FEATURES,
+            feature | save << 31,
+            value,
+            namespace=namespace,
+            name=f"set feature {feature:#04x}",
+        )[0]
+
+    def format(
+        self,
+        namespace: int,
+        *,
+        lba_format: int = 0,
+        secure_erase: int = 0,
+        timeout: float = 600.0,
+    ) -> None:
+        """Format a namespace: all its data is lost.
+
+        Args:
+            namespace: its ID; :data:`spec.ALL_NAMESPACES` for all.
+            lba_format: index of one of :attr:`NamespaceIdentity.formats`.
+            secure_erase: 0 none, 1 user data, 2 cryptographic.
+            timeout: seconds it may take.
+
+        Raises:
+            Unsupported: the controller cannot.
+            InvalidFormat: it has no such format.
+            And as :meth:`Operation.wait`.
+        """
+        if not self.identity.can_format:
+            raise errors.Unsupported("the controller has no Format NVM command")
+        self.admin(
+            Admin.FORMAT,
+            lba_format & 0xF | secure_erase << 9 | (lba_format >> 4) << 12,
+            namespace=namespace,
+            name=f"format namespace {namespace:#x}",
+            timeout=timeout,
+        )
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find out anew which namespaces there are, and what they are."""
+        _, data = self.admin(
+            Admin.IDENTIFY,
+            Identify.ACTIVE_NAMESPACES,
+            size=identify.SIZE,
+            name="identify active namespaces",
+        )
+        self.namespaces = {
+            id: Namespace(self, id, self.identify_namespace(id))
+            for id in identify.active_namespaces(data)
+        }
+
+    def identify_namespace(self, id: int) -> identify.NamespaceIdentity:
+        """What a namespace says of itself.
+
+        Raises:
+            InvalidNamespace: there is none.
+            MalformedConfig: what it says makes no sense.
+            And as :meth:`Operation.wait`.
+        """
+        _, data = self.admin(
+            Admin.IDENTIFY,
+            Identify.NAMESPACE,
+            namespace=id,
+            size=identify.SIZE,
+            name=f"identify namespace {id}",
+        )
+        return identify.NamespaceIdentity.parse(data)
+
+    def abort(self, queue: Queue, identifier: int) -> bool:
+        """Ask the controller to abort a command.
+
+        Returns:
+            Whether it says that it did; the command then ends with
+            :class:`~pyvfio.drivers.nvme.status.AbortRequested`.
+        """
+        result = self.admin(Admin.ABORT, queue.number | identifier << 16, name="abort")[0]
+        return not result & 1
+
+    # Life.
+
+    def reset(self) -> None:
+        """Reset the controller: what is under way fails, what comes later works again.
+
+        Also a controller that was given up is tried again.
+
+        Raises:
+            Closed: it was closed.
+            ControllerFailed: it does not come back.
+            DeviceGone: it was removed.
+        """
+        if self._closed:
+            raise errors.Closed("the NVMe controller is closed")
+        if self._admin.refusal is not None:
+            self.device.bus_master = True
+        self._mend(lambda work: status.ControllerReset("the controller was reset by this process"))
+        if (failure := self._admin.refusal) is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Shut the controller down, and give back its memory and vectors; again does nothing.
+
+        What is under way fails with :class:`~pyvfio.errors.Closed`.
+        """
+        with self._mending:
+            if self._closed:
+                return
+            self._closed = True
+            with ExitStack() as steps:
+                steps.callback(self._let_go)
+                self._shut_down()
+
+    def __repr__(self) -> str:
+        return f"<Controller {self.device.address}{' closed' if self._closed else ''}>"
+
+    # Bringing up.
+
+    def _check_capabilities(self) -> None:
+        if self._capabilities == (1 << 64) - 1:
+            raise self._gone()
+        if not self._capabilities >> 37 & 1:
+            raise errors.Unsupported(
+                f"{self.device.address} does not speak the NVM command set (CAP.CSS)"
+            )
+
+    def _make_queue(self, number: int, depth: int, line: Line) -> Queue:
+        queue = Queue(
+            number,
+            depth,
+            line,
+            alloc=self.space.alloc,
+            write32=self._registers.write32,
+            stride=4 << (self._capabilities >> 32 & 0xF),
+            page=self._page,
+            timeout=self.timeout,
+        )
+        self._everything.append(queue)
+        if number:
+            line.queues.append(queue)
+        return queue
+
+    def _enable_vectors(self, count: int) -> Vectors | None:
+        for irq in (self.device.msix, self.device.msi):
+            if irq.count:
+                return irq.enable(min(count, irq.count))
+        return None
+
+    def _enable(self) -> None:
+        """Make the controller ready, with its admin queue."""
+        self._disable()
+        registers = self._registers
+        submissions, completions = self._admin.iovas
+        registers.write32(spec.AQA, (_ADMIN_DEPTH - 1) << 16 | _ADMIN_DEPTH - 1)
+        for register, iova in ((spec.ASQ, submissions), (spec.ACQ, completions)):
+            # As two halves: not every controller takes 64 bits at a time.
+            registers.write32(register, iova & 0xFFFFFFFF)
+            registers.write32(register + 4, iova >> 32)
+        page_size = self._page.bit_length() - 13
+        registers.write32(spec.CC, spec.CC_ENTRY_SIZES | page_size << 7 | spec.CC_ENABLE)
+        self._become(spec.CSTS_READY, spec.CSTS_READY, "ready")
+        self._admin.run()
+
+    def _disable(self) -> None:
+        self._registers.write32(spec.CC, 0)
+        self._become(spec.CSTS_READY, 0, "idle")
+
+    def _become(self, mask: int, value: int, what: str, seconds: float = 0.0) -> None:
+        """Wait for the controller's status."""
+        seconds = max(seconds, (self._capabilities >> 24 & 0xFF) / 2, _LEAST_SECONDS)
+        end = time.monotonic() + seconds
+        while (now := self._registers.read32(spec.CSTS)) & mask != value:
+            if now == spec.GONE:
+                raise self._gone()
+            if now & spec.CSTS_FATAL and value:
+                raise status.ControllerFailed(
+                    f"{self.device.address} reports a fatal status (CSTS {now:#x}) instead of "
+                    f"becoming {what}"
+                )
+            if time.monotonic() > end:
+                raise status.ControllerFailed(
+                    f"{self.device.address} has not become {what} within {seconds:g} s "
+                    f"(CSTS {now:#x}): reset the device"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _do(self, opcode: Admin, *dwords: int, iova: int = 0) -> int:
+        """An admin command while the controller is brought up: nobody mends it then."""
+        command = self._admin.command(
+            opcode, *dwords, iova=iova, name=opcode.name.lower().replace("_", " ")
+        )
+        end = time.monotonic() + self.timeout
+        while not command.done:
+            self._admin.ring()
+            if self._admin.reap():
+                continue
+            now = self._registers.read32(spec.CSTS)
+            if now == spec.GONE:
+                raise self._gone()
+            if now & spec.CSTS_FATAL or time.monotonic() > end:
+                raise status.ControllerFailed(
+                    f"{self.device.address} did not do {command.name} (CSTS {now:#x})"
+                )
+            time.sleep(_POLL_SECONDS)
+        return command.result()
+
+    def _count_of_queues(self, wanted: int) -> int:
+        """Ask for I/O queues; returns how many there may be."""
+        both = self._do(
+            Admin.SET_FEATURES, Feature.NUMBER_OF_QUEUES, (wanted - 1) << 16 | wanted - 1
+        )
+        return min(both & 0xFFFF, both >> 16) + 1
+
+    def _create_queues(self) -> None:
+        for queue in self.queues:
+            submissions, completions = queue.iovas
+            size = (queue.depth - 1) << 16
+            flags = spec.QUEUE_CONTIGUOUS
+            if self._vectors is not None:
+                flags |= self._vector_of[queue.number] << 16 | spec.QUEUE_INTERRUPTS
+            self._do(Admin.CREATE_COMPLETION_QUEUE, size | queue.number, flags, iova=completions)
+            self._do(
+                Admin.CREATE_SUBMISSION_QUEUE,
+                size | queue.number,
+                queue.number << 16 | spec.QUEUE_CONTIGUOUS,
+                iova=submissions,
+            )
+            queue.run()
+
+    def _ask(self) -> None:
+        _, data = self.admin(
+            Admin.IDENTIFY, Identify.CONTROLLER, size=identify.SIZE, name="identify controller"
+        )
+        self.identity = identify.ControllerIdentity.parse(data)
+        self.max_transfer = _MOST_POINTERS * self._page
+        if self.identity.transfer_pages:
+            # By the register's smallest page, which is ours.
+            self.max_transfer = min(
+                self.max_transfer, self._page << min(self.identity.transfer_pages, 20)
+            )
+        self.refresh()
+
+    # Mending.
+
+    def _diagnose(self) -> Callable[[], None] | None:
+        """Look at the controller's health, and abort what takes too long.
+
+        Returns:
+            What mends the controller, which may take seconds; None if nothing is to be done.
+        """
+        if self._closed or self._mending.locked():
+            return None
+        try:
+            now = self._registers.read32(spec.CSTS)
+        except errors.Error as error:
+            return partial(self._give_up, error)
+        if now == spec.GONE:
+            return partial(self._give_up, self._gone())
+        if now & spec.CSTS_FATAL:
+            return partial(
+                self._mend,
+                lambda work: status.ControllerFatal(
+                    f"{self.device.address} reported a fatal status (CSTS {now:#x}), and was reset"
+                ),
+            )
+        if not now & spec.CSTS_READY:
+            return partial(
+                self._mend,
+                lambda work: status.ControllerReset(
+                    f"{self.device.address} was reset by somebody else"
+                ),
+            )
+        if self._abort_expired():
+            return partial(self._mend, self._timed_out)
+        return None
+
+    def _abort_expired(self) -> bool:
+        """Abort what takes too long; returns whether that did not help."""
+        now = time.monotonic()
+        for queue in self._everything:
+            for identifier, work in queue.expired(now):
+                if work.expired is None:
+                    work.expired = now
+                    self._admin.command(
+                        Admin.ABORT,
+                        queue.number | identifier << 16,
+                        name="abort",
+                        timeout=_ABORT_SECONDS,
+                    )
+                elif now > work.expired + _ABORT_SECONDS:
+                    return True
+        return False
+
+    def _timed_out(self, work: Work) -> Exception:
+        if work.expired is None:
+            return status.ControllerReset(
+                f"{self.device.address} was reset, since another command took too long"
+            )
+        return status.CommandTimedOut(
+            f"{self.device.address}: {getattr(work, 'name', 'a command')} took too long, aborting "
+            "it did not help, and the controller was reset"
+        )
+
+    def _mend(self, error: Callable[[Work], Exception]) -> None:
+        """Reset the controller, and fail what is under way."""
+        if not self._mending.acquire(blocking=False):
+            with self._mending:  # somebody does so already
+                return
+        try:
+            if self._closed:
+                return
+            self.resets += 1
+            for queue in self._everything:
+                queue.stop()
+            try:
+                try:
+                    self._disable()
+                except status.ControllerFailed:
+                    if not self.device.can_reset:
+                        raise
+                    self.device.reset()
+                # The device is idle: what was under way reaches memory no more.
+                for queue in self._everything:
+                    queue.fail(error)
+                self._enable()
+                self._count_of_queues(len(self.queues))
+                self._create_queues()
+            except errors.Error as failure:
+                self._fail_all(failure)
+        finally:
+            self._mending.release()
+
+    def _give_up(self, error: Exception) -> None:
+        with self._mending:
+            self._fail_all(error)
+
+    def _fail_all(self, failure: Exception) -> None:
+        """There is no controller any more."""
+        # It may still write to what was under way: keep it from doing so.
+        with suppress(errors.Error):
+            self.device.bus_master = False
+        for queue in self._everything:
+            queue.fail(lambda work: failure, refusal=failure)
+
+    def _gone(self) -> errors.DeviceGone:
+        return errors.DeviceGone(
+            errno.ENODEV,
+            "NVMe",
+            str(self.device.address),
+            "its registers read all ones: the device was removed, or its link is down",
+        )
+
+    # Closing.
+
+    def _shut_down(self) -> None:
+        with suppress(errors.Error):
+            for queue in self.queues:
+                queue.stop()
+            now = self._registers.read32(spec.CSTS)
+            if now != spec.GONE and now & spec.CSTS_READY and not now & spec.CSTS_FATAL:
+                for queue in self.queues:
+                    self._do(Admin.DELETE_SUBMISSION_QUEUE, queue.number)
+                    self._do(Admin.DELETE_COMPLETION_QUEUE, queue.number)
+                configuration = self._registers.read32(spec.CC)
+                self._registers.write32(spec.CC, configuration | spec.CC_NORMAL_SHUTDOWN)
+                self._become(
+                    spec.CSTS_SHUTDOWN, spec.CSTS_SHUT_DOWN, "shut down", _SHUTDOWN_SECONDS
+                )
+
+    def _let_go(self) -> None:
+        """Give everything back, after making sure that the device uses it no more."""
+        self._closed = True
+        closed = errors.Closed("the NVMe controller was closed")
+        try:
+            self._disable()
+        except errors.Error:
+            with suppress(errors.Error):
+                self.device.bus_master = False
+        with ExitStack() as steps:
+            for queue in self._everything:
+                steps.callback(queue.close)
+            if self._vectors is not None:
+                steps.callback(self._vectors.close)
+            for queue in self._everything:
+                queue.fail(lambda work: closed, refusal=closed)
+
+
+def _registers(device: Device) -> Region:
+    code = device.config.class_code
+    if code != spec.CLASS_CODE:
+        raise errors.Unsupported(
+            f"{device.address} has class {code:06x}, not that of an NVMe controller "
+            f"({spec.CLASS_CODE:06x})"
+        )
+    return device.bars[0]

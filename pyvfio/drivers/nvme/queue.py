@@ -1,0 +1,520 @@
+"""A submission queue with its completion queue (NVMe Base 2.0, 3.3): rings in DMA memory.
+
+Entries are written as they come, and the doorbell is rung once for all that were written since; so
+are completions taken. No more commands are under way than the rings hold; the rest waits in order.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from pyvfio import errors
+from pyvfio.drivers.nvme import spec, status
+from pyvfio.drivers.nvme.operation import Operation
+from pyvfio.iommu import DmaBuffer, fence
+
+if TYPE_CHECKING:
+    from pyvfio.drivers.nvme.line import Line
+
+ENTRY = struct.Struct("<II16xQQ6I")
+"""A submission entry: opcode and identifier, namespace, PRP 1 and 2, dwords 10 to 15."""
+
+_PHASE = 1 << 16  # in dword 3 of a completion, whose low half is the command's identifier
+_STATUS_SHIFT = 17
+_ABORT_REQUESTED = 0x007
+
+
+class Work(Protocol):
+    """What is done by one or more commands of a queue.
+
+    Attributes:
+        deadline: when its commands have taken too long (:func:`time.monotonic`).
+        expired: when that was found out; None if it was not.
+    """
+
+    deadline: float
+    expired: float | None
+
+    def place(self, queue: Queue) -> bool:
+        """Write commands while there is room, holding the queue's lock.
+
+        Returns:
+            False if there was too little room.
+        """
+
+    def completed(self, identifier: int, field: int, result: int) -> None:
+        """A command has ended; the queue's lock is held, and its identifier is free again."""
+
+    def advance(self) -> None:
+        """Commands of it have ended: go on. No lock is held."""
+
+    def failed(self, error: Exception) -> None:
+        """Its commands under way will never end, and none of it is placed any more."""
+
+
+class Queue:
+    """One queue pair.
+
+    Attributes:
+        number: its identifier at the controller; 0 is the admin queue.
+        depth: entries of each ring; one less can be under way.
+        line: where its completions are waited for.
+        timeout: seconds that a command may take.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        depth: int,
+        line: Line,
+        *,
+        alloc: Callable[..., DmaBuffer],
+        write32: Callable[[int, int], None],
+        stride: int,
+        page: int,
+        timeout: float,
+    ) -> None:
+        """Made by :class:`~pyvfio.drivers.nvme.controller.Controller`.
+
+        Args:
+            alloc: allocates DMA memory (:meth:`pyvfio.iommu.AddressSpace.alloc`).
+            write32: writes a register, at an offset in BAR 0.
+            stride: bytes from doorbell to doorbell.
+            page: bytes of the controller's memory page.
+        """
+        self.number = number
+        self.depth = depth
+        self.line = line
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._page = page
+        self._write32 = write32
+        self._tail_doorbell = spec.DOORBELLS + 2 * number * stride
+        self._head_doorbell = self._tail_doorbell + stride
+        self._submissions = alloc(depth * spec.SUBMISSION_ENTRY, align=page)
+        self._completions = alloc(depth * spec.COMPLETION_ENTRY, align=page)
+        # A page of pointers for each identifier, for what does not fit into PRP 1 and 2.
+        self._lists = alloc(depth * page, align=page)
+        self._entries = self._submissions.view
+        self._words = self._completions.view.cast("I")
+        self._end = len(self._words)
+        self._backlog: deque[Work] = deque()
+        self._refusal: Exception | None = None
+        self._held = 0
+        self._running = False
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._completions.view[:] = bytes(self._completions.size)
+        self._work: list[Work | None] = [None] * self.depth
+        self._free = list(range(self.depth - 1))
+        self._tail = self._rung = 0
+        self._word = 3  # dword 3 of the completion that is next
+        self._phase = _PHASE
+
+    @property
+    def iovas(self) -> tuple[int, int]:
+        """Where the device finds the submission and the completion queue."""
+        return self._submissions.iova, self._completions.iova
+
+    @property
+    def under_way(self) -> int:
+        """How many commands are under way."""
+        return self.depth - 1 - len(self._free)
+
+    @property
+    def refusal(self) -> Exception | None:
+        """Why it takes no commands any more; None while it does."""
+        return self._refusal
+
+    # Submission.
+
+    def command(
+        self,
+        opcode: int,
+        *dwords: int,
+        namespace: int = 0,
+        memory: memoryview | None = None,
+        iova: int = 0,
+        size: int = 0,
+        name: str = "",
+        timeout: float | None = None,
+        after: Callable[[Command], None] | None = None,
+    ) -> Command:
+        """Start any command.
+
+        Args:
+            opcode: its number.
+            dwords: command dwords from 10 on, six at most.
+            namespace: its ID.
+            memory: kept alive until the command has ended.
+            iova: of the data, a multiple of 4.
+            size: bytes of data.
+            name: what it does, for messages.
+            timeout: seconds that it may take; None for the queue's own.
+            after: called when it has ended, by whoever finds that.
+
+        Raises:
+            ControllerFailed, DeviceGone, Closed: there is no controller any more.
+        """
+        command = Command(
+            self,
+            opcode,
+            dwords,
+            namespace,
+            memory,
+            iova,
+            size,
+            name or f"command {opcode:#04x}",
+            after,
+        )
+        command.deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        self.start(command)
+        return command
+
+    def start(self, work: Work) -> None:
+        """Place work as soon as there is room for it.
+
+        Raises:
+            ControllerFailed, DeviceGone, Closed: there is no controller any more.
+        """
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
+            if self._backlog or not self._running or not work.place(self):
+                self._backlog.append(work)
+            if not self._held:
+                self._ring()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Ring once for all that is started in the block; or earlier, when somebody waits."""
+        with self._lock:
+            self._held += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held -= 1
+                if not self._held:
+                    self._ring()
+
+    def ring(self) -> None:
+        """Tell the controller of what was placed."""
+        if self._tail != self._rung:
+            with self._lock:
+                self._ring()
+
+    def _ring(self) -> None:
+        if self._tail != self._rung and self._running:
+            fence()  # the entries before the doorbell
+            self._rung = self._tail
+            self._write32(self._tail_doorbell, self._tail)
+
+    def place(
+        self,
+        work: Work,
+        opcode: int,
+        namespace: int,
+        iova: int,
+        size: int,
+        dwords: Sequence[int],
+    ) -> int | None:
+        """Write one command, for :meth:`Work.place`.
+
+        Returns:
+            The command's identifier; None if there is no room.
+        """
+        if not self._free:
+            return None
+        identifier = self._free.pop()
+        self._work[identifier] = work
+        tail = self._tail
+        ENTRY.pack_into(
+            self._entries,
+            tail * spec.SUBMISSION_ENTRY,
+            opcode | identifier << 16,
+            namespace,
+            iova,
+            self._second_pointer(identifier, iova, size),
+            *dwords,
+        )
+        self._tail = tail + 1 if tail + 1 < self.depth else 0
+        return identifier
+
+    def place_blocks(
+        self,
+        work: Work,
+        opcode: int,
+        namespace: int,
+        size: int,
+        last_block: int,
+        lbas: Sequence[int],
+        iovas: Sequence[int],
+    ) -> list[int]:
+        """Write commands that differ in block and memory only, as many as there is room for.
+
+        As :meth:`place`, written out, since with small blocks this is most of what a command costs.
+
+        Returns:
+            The commands' identifiers, in order.
+        """
+        free, entries, table, depth = self._free, self._entries, self._work, self.depth
+        pack, page = ENTRY.pack_into, self._page
+        tail = self._tail
+        identifiers = []
+        for lba, iova in zip(lbas, iovas, strict=False):
+            if not free:
+                break
+            identifier = free.pop()
+            table[identifier] = work
+            second = 0
+            if (iova & page - 1) + size > page:
+                second = self._second_pointer(identifier, iova, size)
+            pack(
+                entries,
+                tail * 64,
+                opcode | identifier << 16,
+                namespace,
+                iova,
+                second,
+                lba & 0xFFFFFFFF,
+                lba >> 32,
+                last_block,
+                0,
+                0,
+                0,
+            )
+            tail += 1
+            if tail == depth:
+                tail = 0
+            identifiers.append(identifier)
+        self._tail = tail
+        return identifiers
+
+    def _second_pointer(self, identifier: int, iova: int, size: int) -> int:
+        """PRP 2 for data whose PRP 1 is `iova` (Base 2.0, 4.1.1)."""
+        page = self._page
+        second = (iova | page - 1) + 1
+        left = iova + size - second
+        if left <= 0:
+            return 0
+        if left <= page:
+            return second
+        # The memory is contiguous for the device; no transfer needs more than a page of pointers.
+        count = -(-left // page)
+        struct.pack_into(
+            f"<{count}Q",
+            self._lists.view,
+            identifier * page,
+            *range(second, second + count * page, page),
+        )
+        return self._lists.iova + identifier * page
+
+    # Completion.
+
+    def reap(self) -> int:
+        """Take the completions that there are, without waiting.
+
+        Returns:
+            How many there were.
+        """
+        # A look without the lock, which costs as much as all of it.
+        if self._words[self._word] & _PHASE != self._phase:
+            return 0
+        with self._lock:
+            count, touched = self._take()
+            if not count:
+                return 0
+            self._held += 1
+        try:
+            for work in touched:
+                work.advance()
+        finally:
+            with self._lock:
+                self._held -= 1
+                if not self._held:
+                    self._ring()
+        return count
+
+    def _take(self) -> tuple[int, list[Work]]:
+        words, word, phase, end = self._words, self._word, self._phase, self._end
+        found = []
+        while (entry := words[word]) & _PHASE == phase:
+            found.append(entry)
+            word += 4
+            if word > end:
+                word = 3
+                phase ^= _PHASE
+        if not found or not self._running:
+            return 0, []
+        fence()  # what the device wrote before is there: dword 0, and the data
+        at, self._word, self._phase = self._word, word, phase
+        table, free = self._work, self._free
+        touched: list[Work] = []
+        for entry in found:
+            identifier = entry & 0xFFFF
+            work = table[identifier] if identifier < self.depth else None
+            if work is not None:
+                table[identifier] = None
+                free.append(identifier)
+                work.completed(identifier, entry >> _STATUS_SHIFT, words[at - 3])
+                if not touched or touched[-1] is not work:
+                    touched.append(work)
+            at += 4
+            if at > end:
+                at = 3
+        while self._backlog and self._backlog[0].place(self):
+            self._backlog.popleft()
+        fence()  # the completions were read, and new entries written, before the doorbells
+        self._write32(self._head_doorbell, (word - 3) // 4)
+        if not self._held and self._tail != self._rung:
+            self._rung = self._tail
+            self._write32(self._tail_doorbell, self._tail)
+        return len(found), touched
+
+    # For the controller.
+
+    def expired(self, now: float) -> list[tuple[int, Work]]:
+        """The commands that have taken too long: identifiers, and whose they are."""
+        with self._lock:
+            return [
+                (identifier, work)
+                for identifier, work in enumerate(self._work)
+                if work is not None and work.deadline < now
+            ]
+
+    def run(self) -> None:
+        """The controller takes commands: begin with empty rings, and place what has waited."""
+        with self._lock:
+            self._start_anew()
+            self._running = True
+            self._refusal = None
+            while self._backlog and self._backlog[0].place(self):
+                self._backlog.popleft()
+            self._ring()
+
+    def stop(self) -> None:
+        """The controller takes no commands for now: they wait."""
+        with self._lock:
+            self._running = False
+
+    def fail(self, error: Callable[[Work], Exception], *, refusal: Exception | None = None) -> None:
+        """What is under way will not end.
+
+        Args:
+            error: gives each one's error.
+            refusal: fails what has waited too, and all that comes.
+        """
+        with self._lock:
+            self._running = False
+            lost: dict[int, Work] = {id(work): work for work in self._work if work is not None}
+            self._work = [None] * self.depth
+            self._free = list(range(self.depth - 1))
+            for work in list(self._backlog):
+                if refusal is not None or id(work) in lost:
+                    self._backlog.remove(work)
+                    lost[id(work)] = work
+            if refusal is not None:
+                self._refusal = refusal
+        for work in lost.values():
+            work.failed(error(work))
+
+    def close(self) -> None:
+        """Give its memory back. The controller is done with it."""
+        for buffer in (self._submissions, self._completions, self._lists):
+            buffer.close()
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.number} depth={self.depth} under_way={self.under_way}>"
+
+
+class Command(Operation):
+    """One command; :meth:`wait` gives dword 0 of its completion.
+
+    Attributes:
+        name: what it does, for people.
+    """
+
+    __slots__ = (
+        "_after",
+        "_entry",
+        "_memory",
+        "_place",
+        "_result",
+        "deadline",
+        "expired",
+        "identifier",
+        "name",
+    )
+
+    def __init__(
+        self,
+        queue: Queue,
+        opcode: int,
+        dwords: Sequence[int],
+        namespace: int,
+        memory: memoryview | None,
+        iova: int,
+        size: int,
+        name: str,
+        after: Callable[[Command], None] | None,
+    ) -> None:
+        """Made by :meth:`Queue.command`."""
+        super().__init__(queue.line)
+        if iova & 3:
+            raise errors.ArgumentError(
+                f"data of a command begins at a multiple of 4, not {iova:#x}"
+            )
+        self._entry = (opcode, namespace, iova, size, (*dwords, 0, 0, 0, 0, 0, 0)[:6])
+        self._memory = memory
+        self._after = after
+        self._result = 0
+        self.name = name
+        self.deadline = 0.0
+        self.expired: float | None = None
+
+    def place(self, queue: Queue) -> bool:
+        """As :meth:`Work.place`."""
+        return queue.place(self, *self._entry) is not None
+
+    def completed(self, identifier: int, field: int, result: int) -> None:
+        """As :meth:`Work.completed`."""
+        self._result = result
+        self._memory = None
+        if field & 0x7FF:
+            self.error = ended_badly(self, field, self.name)
+
+    def advance(self) -> None:
+        """As :meth:`Work.advance`."""
+        self._finish(self.error)
+        if self._after is not None:
+            self._after(self)
+
+    def failed(self, error: Exception) -> None:
+        """As :meth:`Work.failed`."""
+        self._memory = None
+        self._finish(error)
+        if self._after is not None:
+            self._after(self)
+
+    def result(self) -> int:
+        """Dword 0 of its completion; errors as :meth:`wait`."""
+        super().result()
+        return self._result
+
+    def __repr__(self) -> str:
+        return f"<Command {self.name}{' done' * self.done}>"
+
+
+def ended_badly(work: Work, field: int, name: str) -> Exception:
+    """The error for a command whose status is not success."""
+    if work.expired is not None and field & 0x7FF == _ABORT_REQUESTED:
+        return status.CommandTimedOut(f"{name}: took too long, and was aborted")
+    return status.failure(field, name)
