@@ -175,7 +175,7 @@ class Controller(Closing):
             memory=buffer.view,
             iova=buffer.iova,
             size=buffer.size if size or given.nbytes else 0,
-            name=name or f"admin command {opcode:#04x}",
+            name=name,
             timeout=timeout,
             after=ended,
         )
@@ -462,9 +462,7 @@ class Controller(Closing):
 
     def _do(self, opcode: Admin, *dwords: int, iova: int = 0) -> int:
         """An admin command while the controller is brought up: nobody mends it then."""
-        command = self._admin.command(
-            opcode, *dwords, iova=iova, name=opcode.name.lower().replace("_", " ")
-        )
+        command = self._admin.command(opcode, *dwords, iova=iova)
         end = time.monotonic() + self.timeout
         while not command.done:
             self._admin.ring()

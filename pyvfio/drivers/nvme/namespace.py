@@ -144,9 +144,7 @@ class Namespace:
 
     def start_flush(self, *, queue: Queue | None = None, timeout: float | None = None) -> Operation:
         """Start a :meth:`flush`."""
-        return self._queue(queue).command(
-            Io.FLUSH, namespace=self.id, name="flush", timeout=timeout
-        )
+        return self._queue(queue).command(Io.FLUSH, namespace=self.id, timeout=timeout)
 
     def start_deallocate(
         self, ranges: Sequence[tuple[int, int]], *, queue: Queue | None = None
@@ -222,22 +220,43 @@ class Namespace:
         self, opcode: Io, lba: int, memory: memoryview, queue: Queue | None, timeout: float | None
     ) -> Operation:
         memory = _bytes(memory)
-        if not memory.nbytes or memory.nbytes % self.block_size:
+        blocks, rest = divmod(memory.nbytes, self.block_size)
+        if rest or not blocks:
             raise errors.ArgumentError(
                 f"{memory.nbytes} bytes are not whole blocks of {self.block_size}"
             )
-        self._check(lba, memory.nbytes // self.block_size)
+        self._check(lba, blocks)
         controller = self._controller
+        queue = controller.queues[0] if queue is None else queue
+        iova = self._iova_of(memory)
+        if iova is not None and memory.nbytes <= controller.max_transfer:
+            return queue.command(
+                opcode,
+                lba & 0xFFFFFFFF,
+                lba >> 32,
+                blocks - 1,
+                namespace=self.id,
+                memory=memory,
+                iova=iova,
+                size=memory.nbytes,
+                timeout=timeout,
+            )
         return Transfer(
             self,
-            self._queue(queue),
+            queue,
             opcode,
             lba,
             memory,
+            iova,
             space=controller.space,
             largest=controller.max_transfer // self.block_size * self.block_size,
             timeout=timeout,
         )
+
+    def _iova_of(self, memory: memoryview) -> int | None:
+        """Where the device finds memory, if it can be used as it is."""
+        iova = self._controller.space.iova_of(memory)
+        return None if iova is None or iova & 3 else iova
 
     def _start_many(
         self,
@@ -265,8 +284,8 @@ class Namespace:
             raise errors.ArgumentError(f"a depth of {depth} gets nowhere")
         self._check(min(lbas), blocks)
         self._check(max(lbas), blocks)
-        iova = None if view.readonly else self._controller.space.iova_of(view)
-        if iova is None or iova & 3:
+        iova = self._iova_of(view)
+        if iova is None:
             raise errors.ArgumentError(
                 "the device does not reach this memory at a multiple of 4: "
                 "take a buffer of device.dma.alloc(), or map yours with device.dma.map()"

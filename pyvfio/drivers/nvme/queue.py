@@ -156,24 +156,14 @@ class Queue:
             memory: kept alive until the command has ended.
             iova: of the data, a multiple of 4.
             size: bytes of data.
-            name: what it does, for messages.
+            name: what it does, for messages; "" derives it.
             timeout: seconds that it may take; None for the queue's own.
             after: called when it has ended, by whoever finds that.
 
         Raises:
             ControllerFailed, DeviceGone, Closed: there is no controller any more.
         """
-        command = Command(
-            self,
-            opcode,
-            dwords,
-            namespace,
-            memory,
-            iova,
-            size,
-            name or f"command {opcode:#04x}",
-            after,
-        )
+        command = Command(self, opcode, dwords, namespace, memory, iova, size, name, after)
         command.deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         self.start(command)
         return command
@@ -436,22 +426,17 @@ class Queue:
 
 
 class Command(Operation):
-    """One command; :meth:`wait` gives dword 0 of its completion.
-
-    Attributes:
-        name: what it does, for people.
-    """
+    """One command; :meth:`wait` gives dword 0 of its completion."""
 
     __slots__ = (
         "_after",
         "_entry",
         "_memory",
-        "_place",
+        "_name",
+        "_queue",
         "_result",
         "deadline",
         "expired",
-        "identifier",
-        "name",
     )
 
     def __init__(
@@ -472,13 +457,32 @@ class Command(Operation):
             raise errors.ArgumentError(
                 f"data of a command begins at a multiple of 4, not {iova:#x}"
             )
+        self._queue = queue
         self._entry = (opcode, namespace, iova, size, (*dwords, 0, 0, 0, 0, 0, 0)[:6])
         self._memory = memory
         self._after = after
         self._result = 0
-        self.name = name
+        self._name = name
         self.deadline = 0.0
         self.expired: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What it does, for people."""
+        opcode, namespace, _, _, dwords = self._entry
+        if self._name:
+            return self._name
+        if not self._queue.number:
+            known = spec.Admin(opcode).name if opcode in list(spec.Admin) else f"{opcode:#04x}"
+            return f"admin command {known}"
+        if opcode in (spec.Io.READ, spec.Io.WRITE):
+            lba = dwords[0] | dwords[1] << 32
+            return (
+                f"{spec.Io(opcode).name} of {dwords[2] + 1} blocks from {lba}, "
+                f"namespace {namespace}"
+            )
+        known = spec.Io(opcode).name if opcode in list(spec.Io) else f"command {opcode:#04x}"
+        return f"{known}, namespace {namespace}"
 
     def place(self, queue: Queue) -> bool:
         """As :meth:`Work.place`."""

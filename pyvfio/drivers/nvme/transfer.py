@@ -54,6 +54,7 @@ class Transfer(Operation):
         opcode: Io,
         lba: int,
         memory: memoryview,
+        iova: int | None,
         *,
         space: AddressSpace,
         largest: int,
@@ -64,6 +65,7 @@ class Transfer(Operation):
         Args:
             lba: the first block.
             memory: the caller's, contiguous, as bytes; writable for a read.
+            iova: where the device finds it; None if it does not.
             space: the device's address space.
             largest: bytes of one command.
             timeout: seconds for each command; None for the queue's.
@@ -75,7 +77,7 @@ class Transfer(Operation):
         self._memory: memoryview | None = memory
         self._timeout = timeout
         self._mapping: Mapping | None = None
-        self._iova = _reachable(space, memory)
+        self._iova = iova
         if self._iova is None and memory.nbytes >= WORTH_MAPPING:
             # Not whole pages, or more than may be locked: it is copied.
             with suppress(errors.ArgumentError, errors.KernelError):
@@ -157,13 +159,6 @@ class Transfer(Operation):
             memory=memory if buffer is None else buffer.view,
             iova=iova,
             size=size,
-            name=f"{self._opcode.name.lower()} of {blocks} blocks from {lba}",
             timeout=self._timeout,
             after=ended,
         )
-
-
-def _reachable(space: AddressSpace, memory: memoryview) -> int | None:
-    """Where the device finds the memory, if it can be used as it is."""
-    iova = space.iova_of(memory)
-    return iova if iova is not None and not iova & 3 else None
