@@ -26,7 +26,6 @@ class Burst(Operation):
         "_lbas",
         "_lock",
         "_memory",
-        "_name",
         "_namespace",
         "_opcode",
         "_queue",
@@ -36,6 +35,7 @@ class Burst(Operation):
         "_window",
         "deadline",
         "expired",
+        "name",
     )
 
     def __init__(
@@ -70,13 +70,13 @@ class Burst(Operation):
         self._size = memory.nbytes // len(lbas)
         self._iovas = range(iova, iova + memory.nbytes, self._size)
         self._window = window
-        self._name = name
+        self.name = name
         self._at = 0  # the first that was not placed
         self._lock = threading.Lock()
         self._under_way: dict[int, int] = {}  # identifier: which
         self._waits = False  # for room in the queue
         self._failed: Exception | None = None
-        self.expired: float | None = None
+        self.expired = False
         self.deadline = time.monotonic() + queue.timeout
 
     def place(self, queue: Queue) -> bool:
@@ -104,7 +104,7 @@ class Burst(Operation):
         """As :meth:`Work.completed`."""
         which = self._under_way.pop(identifier)
         if field & 0x7FF and self._failed is None:
-            name = f"{self._name} {self._lbas[which]} (number {which} of {len(self._lbas)})"
+            name = f"{self.name} {self._lbas[which]} (number {which} of {len(self._lbas)})"
             self._failed = ended_badly(self, field, name)
 
     def advance(self) -> None:

@@ -21,7 +21,6 @@ from pyvfio.drivers.nvme.spec import Admin, Feature, Identify
 from pyvfio.iommu import AddressSpace
 
 _ADMIN_DEPTH = 32
-_MOST_POINTERS = 512  # in a page of them, of the smallest page there is
 _SHUTDOWN_SECONDS = 10.0
 _ABORT_SECONDS = 3.0
 """How long a command may take to end after it was aborted, before the controller is reset."""
@@ -344,15 +343,20 @@ class Controller(Closing):
         )
         return identify.NamespaceIdentity.parse(data)
 
-    def abort(self, queue: Queue, identifier: int) -> bool:
-        """Ask the controller to abort a command.
+    def abort(self, command: Command) -> bool:
+        """Ask the controller to abort a command that is under way.
 
         Returns:
-            Whether it says that it did; the command then ends with
-            :class:`~pyvfio.drivers.nvme.status.AbortRequested`.
+            Whether it says that it did: the command then ends with
+            :class:`~pyvfio.drivers.nvme.status.AbortRequested`. Else it goes on, or has ended.
+
+        Raises:
+            As :meth:`Operation.wait`.
         """
-        result = self.admin(Admin.ABORT, queue.number | identifier << 16, name="abort")[0]
-        return not result & 1
+        identifier = command.queue.identifier_of(command)
+        if identifier is None:
+            return False
+        return not self._start_abort(command.queue, identifier).wait() & 1
 
     # Life.
 
@@ -474,6 +478,7 @@ class Controller(Closing):
             if now & spec.CSTS_FATAL or time.monotonic() > end:
                 raise status.ControllerFailed(
                     f"{self.device.address} did not do {command.name} (CSTS {now:#x})"
+                    + ("" if self.device.bus_master else ": its bus mastering is off")
                 )
             time.sleep(_POLL_SECONDS)
         return command.result()
@@ -506,7 +511,7 @@ class Controller(Closing):
             Admin.IDENTIFY, Identify.CONTROLLER, size=identify.SIZE, name="identify controller"
         )
         self.identity = identify.ControllerIdentity.parse(data)
-        self.max_transfer = _MOST_POINTERS * self._page
+        self.max_transfer = self._admin.largest
         if self.identity.transfer_pages:
             # By the register's smallest page, which is ours.
             self.max_transfer = min(
@@ -552,27 +557,32 @@ class Controller(Closing):
         """Abort what takes too long; returns whether that did not help."""
         now = time.monotonic()
         for queue in self._everything:
-            for identifier, work in queue.expired(now):
-                if work.expired is None:
-                    work.expired = now
-                    self._admin.command(
-                        Admin.ABORT,
-                        queue.number | identifier << 16,
-                        name="abort",
-                        timeout=_ABORT_SECONDS,
-                    )
-                elif now > work.expired + _ABORT_SECONDS:
+            for identifier, work, abort in queue.expired(now):
+                if abort is None:
+                    work.expired = True
+                    with suppress(errors.Error):  # it has failed then: there is no controller
+                        self._start_abort(queue, identifier)
+                elif now > abort.asked + _ABORT_SECONDS:
                     return True
         return False
 
+    def _start_abort(self, queue: Queue, identifier: int) -> Command:
+        abort = queue.abort_asked(identifier, time.monotonic())
+        return self._admin.command(
+            Admin.ABORT,
+            queue.number | identifier << 16,
+            timeout=_ABORT_SECONDS,
+            after=lambda command: queue.abort_answered(identifier, abort),
+        )
+
     def _timed_out(self, work: Work) -> Exception:
-        if work.expired is None:
+        if not work.expired:
             return status.ControllerReset(
                 f"{self.device.address} was reset, since another command took too long"
             )
         return status.CommandTimedOut(
-            f"{self.device.address}: {getattr(work, 'name', 'a command')} took too long, aborting "
-            "it did not help, and the controller was reset"
+            f"{self.device.address}: {work.name} took too long, aborting it did not help, and the "
+            "controller was reset"
         )
 
     def _mend(self, error: Callable[[Work], Exception]) -> None:

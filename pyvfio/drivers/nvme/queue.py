@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pyvfio import errors
@@ -35,11 +36,15 @@ class Work(Protocol):
 
     Attributes:
         deadline: when its commands have taken too long (:func:`time.monotonic`).
-        expired: when that was found out; None if it was not.
+        expired: whether one of them is being aborted for that.
+        name: what it does, for people.
     """
 
     deadline: float
-    expired: float | None
+    expired: bool
+
+    @property
+    def name(self) -> str: ...
 
     def place(self, queue: Queue) -> bool:
         """Write commands while there is room, holding the queue's lock.
@@ -58,6 +63,19 @@ class Work(Protocol):
         """Its commands under way will never end, and none of it is placed any more."""
 
 
+@dataclass
+class Abort:
+    """That a command is to be aborted. Its identifier is not used again until that was answered.
+
+    Attributes:
+        asked: when the controller was asked (:func:`time.monotonic`).
+        answered: whether it has answered.
+    """
+
+    asked: float
+    answered: bool = False
+
+
 class Queue:
     """One queue pair.
 
@@ -66,6 +84,7 @@ class Queue:
         depth: entries of each ring; one less can be under way.
         line: where its completions are waited for.
         timeout: seconds that a command may take.
+        largest: bytes of a command's data at most, by this driver.
     """
 
     def __init__(
@@ -94,6 +113,7 @@ class Queue:
         self.timeout = timeout
         self._lock = threading.Lock()
         self._page = page
+        self.largest = page // 8 * page
         self._write32 = write32
         self._tail_doorbell = spec.DOORBELLS + 2 * number * stride
         self._head_doorbell = self._tail_doorbell + stride
@@ -114,6 +134,7 @@ class Queue:
         self._completions.view[:] = bytes(self._completions.size)
         self._work: list[Work | None] = [None] * self.depth
         self._free = list(range(self.depth - 1))
+        self._aborts: dict[int, Abort] = {}
         self._tail = self._rung = 0
         self._word = 3  # dword 3 of the completion that is next
         self._phase = _PHASE
@@ -346,14 +367,16 @@ class Queue:
             return 0, []
         fence()  # what the device wrote before is there: dword 0, and the data
         at, self._word, self._phase = self._word, word, phase
-        table, free = self._work, self._free
+        table, free, aborts = self._work, self._free, self._aborts
         touched: list[Work] = []
         for entry in found:
             identifier = entry & 0xFFFF
             work = table[identifier] if identifier < self.depth else None
             if work is not None:
                 table[identifier] = None
-                free.append(identifier)
+                abort = aborts.get(identifier) if aborts else None
+                if abort is None or abort.answered:
+                    free.append(identifier)
                 work.completed(identifier, entry >> _STATUS_SHIFT, words[at - 3])
                 if not touched or touched[-1] is not work:
                     touched.append(work)
@@ -371,14 +394,33 @@ class Queue:
 
     # For the controller.
 
-    def expired(self, now: float) -> list[tuple[int, Work]]:
-        """The commands that have taken too long: identifiers, and whose they are."""
+    def expired(self, now: float) -> list[tuple[int, Work, Abort | None]]:
+        """The commands that have taken too long: identifiers, whose they are, their aborts."""
         with self._lock:
             return [
-                (identifier, work)
+                (identifier, work, self._aborts.get(identifier))
                 for identifier, work in enumerate(self._work)
                 if work is not None and work.deadline < now
             ]
+
+    def identifier_of(self, work: Work) -> int | None:
+        """The identifier of work that is one command; None if it is not under way."""
+        with self._lock:
+            return self._work.index(work) if work in self._work else None
+
+    def abort_asked(self, identifier: int, now: float) -> Abort:
+        """A command is going to be aborted."""
+        with self._lock:
+            abort = self._aborts[identifier] = Abort(now)
+            return abort
+
+    def abort_answered(self, identifier: int, abort: Abort) -> None:
+        """The controller will not abort the command of this identifier any more."""
+        with self._lock:
+            abort.answered = True
+            if self._aborts.get(identifier) is abort and self._work[identifier] is None:
+                del self._aborts[identifier]
+                self._free.append(identifier)
 
     def run(self) -> None:
         """The controller takes commands: begin with empty rings, and place what has waited."""
@@ -407,6 +449,7 @@ class Queue:
             lost: dict[int, Work] = {id(work): work for work in self._work if work is not None}
             self._work = [None] * self.depth
             self._free = list(range(self.depth - 1))
+            self._aborts = {}
             for work in list(self._backlog):
                 if refusal is not None or id(work) in lost:
                     self._backlog.remove(work)
@@ -464,7 +507,12 @@ class Command(Operation):
         self._result = 0
         self._name = name
         self.deadline = 0.0
-        self.expired: float | None = None
+        self.expired = False
+
+    @property
+    def queue(self) -> Queue:
+        """Where it was started."""
+        return self._queue
 
     @property
     def name(self) -> str:
@@ -519,6 +567,6 @@ class Command(Operation):
 
 def ended_badly(work: Work, field: int, name: str) -> Exception:
     """The error for a command whose status is not success."""
-    if work.expired is not None and field & 0x7FF == _ABORT_REQUESTED:
+    if work.expired and field & 0x7FF == _ABORT_REQUESTED:
         return status.CommandTimedOut(f"{name}: took too long, and was aborted")
     return status.failure(field, name)
