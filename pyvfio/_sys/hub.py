@@ -126,6 +126,8 @@ class Hub:
     def _serve_one(self, fd: int, entry: _Entry) -> None:
         if entry.watches:
             for watch in tuple(entry.watches):
+                if self._entries.get(fd) is not entry:  # the one before closed the eventfd
+                    return
                 watch.run(self.loop)
         # Whose task was cancelled is done, and leaves when the task has its turn.
         ready = next((ready for ready in entry.waiters if not ready.done()), None)
