@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import threading
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Generator
 
-    from pyvfio._sys.hub import Hub
+    from pyvfio._sys.hub import Entry, Hub
     from pyvfio._sys.watch import Watch
+
+    _Wait = Callable[["EventFd"], Generator[Any, None, int]]
+    _Watch = Callable[["EventFd", Callable[[], object]], Watch]
 
 _LONGEST_POLL = (1 << 31) - 1  # milliseconds, a C int
 
@@ -34,11 +38,13 @@ class EventFd(File):
 
     Attributes:
         hubs: of the event loops that have to do with it.
+        entry: where the loop that had to do with it last keeps what that is.
     """
 
-    __slots__ = ("_closing", "_polls", "_waiting", "hubs")
+    __slots__ = ("_closing", "_polls", "_waiting", "entry", "hubs")
 
     hubs: tuple[weakref.ref[Hub], ...]
+    entry: Entry | None
 
     def __init__(self, name: str = "eventfd") -> None:
         """
@@ -51,10 +57,12 @@ class EventFd(File):
             raise refused(error, "eventfd", name) from None
         super().__init__(fd, name)
         self.hubs = ()
-        # Threads in wait(); poll objects that none of them uses; and what the last one closes.
-        self._waiting = 0
+        self.entry = None
+        # One for each thread in wait(); poll objects that none of them uses; the descriptor, for
+        # the last one to close. Lists, whose append and pop are atomic: a lock is dearer.
+        self._waiting: list[None] = []
         self._polls: list[select.poll] = []
-        self._closing = -1
+        self._closing: list[int] = []
 
     def take(self) -> int:
         """The events since the last call, without waiting; 0 when there were none.
@@ -84,24 +92,52 @@ class EventFd(File):
         Raises:
             Closed: it was closed, before or while waiting.
         """
-        start = time.monotonic() if spin > 0 or timeout is not None else 0.0
-        poll = self._enter()
+        # In this order: who closes it looks at who is waiting after the number has gone.
+        self._waiting.append(None)
         try:
-            while True:
-                milliseconds: int | None = None
-                if spin > 0 and time.monotonic() - start < spin:
-                    milliseconds = 0
-                left = None if timeout is None else (start + timeout - time.monotonic()) * 1000
-                if left is not None and milliseconds is None and left < _LONGEST_POLL:
+            fd = self.fileno()
+            try:
+                poll = self._polls.pop()
+            except IndexError:
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+            try:
+                if timeout is not None or spin > 0:
+                    return self._wait_for(poll, timeout, spin)
+                while True:
+                    # Before reading: that there is nothing to read is an exception, which is dear.
+                    poll.poll()
+                    if self._fd < 0:
+                        raise self._closed()
+                    try:
+                        return calls.eventfd_read(fd)
+                    except BlockingIOError:  # another was quicker
+                        continue
+            finally:
+                self._polls.append(poll)
+        finally:
+            self._waiting.pop()
+            if self._fd < 0:
+                self._close_if_last()
+
+    def _wait_for(self, poll: select.poll, timeout: float | None, spin: float) -> int:
+        now = time.monotonic()
+        awake_until = now + spin
+        deadline = None if timeout is None else now + timeout
+        while True:
+            milliseconds: int | None = None
+            if now < awake_until:
+                milliseconds = 0
+            elif deadline is not None:
+                left = (deadline - now) * 1000
+                if left < _LONGEST_POLL:
                     # Rounded up, so that a short wait is never a busy one.
                     milliseconds = int(left) + 1 if left > 0 else 0
-                # Before reading: having nothing to read is an exception, which is dear.
-                if poll.poll(milliseconds) and (count := self.take()):
-                    return count
-                if left is not None and left <= 0:
-                    return 0
-        finally:
-            self._leave(poll)
+            if poll.poll(milliseconds) and (count := self.take()):
+                return count
+            if deadline is not None and deadline <= now:
+                return 0
+            now = time.monotonic()
 
     def __await__(self) -> Generator[Any, None, int]:
         """Wait in asyncio until there are events, and take them.
@@ -112,18 +148,15 @@ class EventFd(File):
         Raises:
             Closed: it was closed, before or while waiting.
         """
-        # Here, since asyncio is most of what opening a device would import.
-        from pyvfio._sys import hub
-
-        return hub.wait(self)
+        return _in_asyncio()[0](self)
 
     def watch(self, callback: Callable[[], object]) -> Watch:
         """Call a function in the running event loop whenever there are events.
 
         Args:
             callback: takes no arguments. It is called once in each turn of the loop until somebody
-                takes the events: it calls :meth:`take`. What it raises goes to the loop's exception
-                handler.
+                takes the events: it calls :meth:`take`, which finds none where another was quicker.
+                What it raises goes to the loop's exception handler.
 
         Returns:
             What ends it.
@@ -132,9 +165,7 @@ class EventFd(File):
             Closed: it was closed.
             RuntimeError: no event loop is running.
         """
-        from pyvfio._sys import hub
-
-        return hub.watch(self, callback)
+        return _in_asyncio()[1](self, callback)
 
     def signal(self, count: int = 1) -> None:
         """Add `count` events, as a device would.
@@ -155,40 +186,36 @@ class EventFd(File):
                 hub = reference()
                 if hub is not None:
                     hub.forget(fd)
-            if not self._waiting:
-                calls.close(fd)
-                return
             # The last thread that wakes closes the descriptor: if another file had its number by
-            # then, poll would go on with that.
-            self._closing = fd
-            with suppress(BlockingIOError):  # it has all the events that it can hold
-                calls.eventfd_write(fd, 1)
+            # then, poll would go on with that. We are one of them until the others are woken.
+            self._closing.append(fd)
+            self._waiting.append(None)
+            try:
+                if len(self._waiting) > 1:
+                    calls.eventfd_write(fd, 1)
+            except BlockingIOError:  # it has all the events that it can hold, which wake them too
+                pass
+            finally:
+                self._waiting.pop()
+                self._close_if_last()
 
     def __del__(self) -> None:
         super().__del__()
-        if getattr(self, "_closing", -1) >= 0:  # Ctrl-C kept the last thread from it
-            calls.close(self._closing)
+        if getattr(self, "_closing", None):  # Ctrl-C kept the last thread from it
+            calls.close(self._closing.pop())
 
-    def _enter(self) -> select.poll:
-        """From now on the descriptor's number stays ours until :meth:`_leave`."""
-        with lock:
-            fd = self.fileno()
-            self._waiting += 1
-        if self._polls:
-            with suppress(IndexError):  # another thread was quicker
-                return self._polls.pop()
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return poll
+    def _close_if_last(self) -> None:
+        if not self._waiting:
+            with suppress(IndexError):  # another was the last as well
+                calls.close(self._closing.pop())
 
-    def _leave(self, poll: select.poll) -> None:
-        self._polls.append(poll)
-        with lock:
-            self._waiting -= 1
-            if self._waiting or self._closing < 0:
-                return
-            fd, self._closing = self._closing, -1
-        calls.close(fd)
+
+@functools.cache
+def _in_asyncio() -> tuple[_Wait, _Watch]:
+    # When it is needed: asyncio is most of what opening a device would import.
+    from pyvfio._sys import hub
+
+    return hub.wait, hub.watch
 
 
 def _renew_lock() -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import os
 import select
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio._sys import calls
@@ -23,22 +24,71 @@ from pyvfio._sys import eventfd as eventfds
 from pyvfio._sys.file import refused
 from pyvfio._sys.watch import Watch
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class _Entry:
+
+class _Ready(asyncio.Future[int]):
+    """A future whose task goes on as soon as it is given its events, not in the loop's next turn.
+
+    A turn is a look at all the loop's descriptors. Nobody but :func:`wait` has one, so the callback
+    is its task's.
+    """
+
+    __slots__ = ("_resume",)
+
+    _resume: Callable[[Self], object] | None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._resume = None
+
+    def add_done_callback(
+        self, fn: Callable[[Self], object], /, *, context: contextvars.Context | None = None
+    ) -> None:
+        run = (context or contextvars.copy_context()).run
+        self._resume = functools.partial(run, fn)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """As ever, in the loop's next turn."""
+        return super().cancel(msg) and self._in_next_turn()
+
+    def fail(self, error: Exception) -> None:
+        """Set an exception, which the task finds in the loop's next turn."""
+        self.set_exception(error)
+        self._in_next_turn()
+
+    def give(self, count: int) -> None:
+        """Set the result, and let the task go on."""
+        self.set_result(count)
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume(self)
+
+    def _in_next_turn(self) -> bool:
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self.get_loop().call_soon(resume, self)
+        return True
+
+
+class Entry:
     """What one event loop has to do with one eventfd.
 
     Attributes:
         eventfd: weakly, so that a loop keeps none alive.
+        loop: weakly, so that an eventfd keeps none alive.
         waiters: who waits, first come first; a dict, since those who give up leave from the middle.
         watches: in the order in which they were made.
         polled: whether it is in the epoll instance.
     """
 
-    __slots__ = ("eventfd", "polled", "waiters", "watches")
+    __slots__ = ("eventfd", "loop", "polled", "waiters", "watches")
 
-    def __init__(self, eventfd: eventfds.EventFd) -> None:
+    def __init__(self, eventfd: eventfds.EventFd, loop: asyncio.AbstractEventLoop) -> None:
         self.eventfd = weakref.ref(eventfd)
-        self.waiters: dict[asyncio.Future[int], None] = {}
+        self.loop = weakref.ref(loop)
+        self.waiters: dict[_Ready, None] = {}
         self.watches: dict[Watch, None] = {}
         self.polled = False
 
@@ -58,11 +108,11 @@ class Hub:
         except OSError as error:
             raise refused(error, "epoll_create1", "asyncio") from None
         self.loop = loop
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[int, Entry] = {}
         # Not in the context of the task that happens to be the first, which would be kept with it.
         contextvars.Context().run(loop.add_reader, self._epoll.fileno(), self._serve)
 
-    def entry(self, eventfd: eventfds.EventFd) -> _Entry:
+    def entry(self, eventfd: eventfds.EventFd) -> Entry:
         """The entry of an eventfd, which is polled from now on."""
         try:
             entry = self._entries.get(eventfd.fileno())
@@ -72,7 +122,7 @@ class Hub:
                 fd = eventfd.fileno()
                 self._epoll.register(fd, select.EPOLLIN)
                 if entry is None:
-                    entry = self._entries[fd] = _Entry(eventfd)
+                    entry = self._entries[fd] = Entry(eventfd, self.loop)
                     others = [hub for hub in eventfd.hubs if hub() is not None]
                     eventfd.hubs = (*others, weakref.ref(self))
                 entry.polled = True
@@ -95,12 +145,12 @@ class Hub:
         with suppress(RuntimeError):  # the loop is closed, nobody waits there
             self.loop.call_soon_threadsafe(self._end, entry)
 
-    def _end(self, entry: _Entry) -> None:
+    def _end(self, entry: Entry) -> None:
         eventfd = entry.eventfd()
         path = "an eventfd" if eventfd is None else eventfd.path
         for ready in entry.waiters:
             if not ready.done():
-                ready.set_exception(errors.Closed(f"{path} was closed while waited for"))
+                ready.fail(errors.Closed(f"{path} was closed while waited for"))
         entry.waiters.clear()
         for watch in list(entry.watches):
             watch.close()
@@ -117,21 +167,26 @@ class Hub:
         self._epoll.close()
 
     def _serve(self) -> None:
-        # Each that is ready is served once, then the loop has its turn.
-        for fd, _ in self._epoll.poll(0, max(1, len(self._entries))):
+        # Each that is ready is served once, then the loop has its turn. Of one alone it is known.
+        fds = list(self._entries)
+        if len(fds) != 1:
+            fds = [fd for fd, _ in self._epoll.poll(0, max(1, len(fds)))]
+        for fd in fds:
             entry = self._entries.get(fd)
             if entry is not None:  # the one before may have closed it
                 self._serve_one(fd, entry)
 
-    def _serve_one(self, fd: int, entry: _Entry) -> None:
+    def _serve_one(self, fd: int, entry: Entry) -> None:
         if entry.watches:
             for watch in tuple(entry.watches):
                 if self._entries.get(fd) is not entry:  # the one before closed the eventfd
                     return
                 watch.run(self.loop)
         # Whose task was cancelled is done, and leaves when the task has its turn.
-        ready = next((ready for ready in entry.waiters if not ready.done()), None)
-        if ready is None:
+        for ready in entry.waiters:
+            if not ready.done():
+                break
+        else:
             if not entry.watches:
                 self._put_out(fd, entry)
             return
@@ -142,11 +197,11 @@ class Hub:
             return
         if count:
             del entry.waiters[ready]
-            ready.set_result(count)
+            ready.give(count)
 
-    def _put_out(self, fd: int, entry: _Entry) -> None:
+    def _put_out(self, fd: int, entry: Entry) -> None:
         with eventfds.lock:
-            if self._entries.get(fd) is entry:
+            if self._entries.get(fd) is entry and entry.polled:
                 self._epoll.unregister(fd)
                 entry.polled = False
 
@@ -157,36 +212,36 @@ def wait(eventfd: eventfds.EventFd) -> Generator[Any, None, int]:
     It gives the loop a turn also where there are events already, so that a task that awaits again
     and again leaves the others theirs.
     """
-    hub = _running()
-    waiters = hub.entry(eventfd).waiters
-    ready = hub.loop.create_future()
+    loop = asyncio.get_running_loop()
+    waiters = _entry(eventfd, loop).waiters
+    ready = _Ready(loop)
     waiters[ready] = None
-    del hub  # which the loop keeps, and nobody else
     try:
         count: int = yield from ready.__await__()
         return count
     except BaseException:
         waiters.pop(ready, None)
-        # Cancelled after it was given events, before it could say so: they are for who waits next.
-        if ready.done() and not ready.cancelled() and ready.exception() is None:
-            with suppress(errors.Closed):
-                eventfd.signal(ready.result())
+        if ready.done() and not ready.cancelled():
+            ready.exception()  # seen, also where the task was cancelled before it could be
         raise
 
 
 def watch(eventfd: eventfds.EventFd, callback: Callable[[], object]) -> Watch:
     """Call a function in the running loop while an eventfd has events."""
-    return Watch(eventfd.path, callback, _running().entry(eventfd).watches)
+    return Watch(eventfd.path, callback, _entry(eventfd, asyncio.get_running_loop()).watches)
 
 
-def _running() -> Hub:
-    loop = asyncio.get_running_loop()
+def _entry(eventfd: eventfds.EventFd, loop: asyncio.AbstractEventLoop) -> Entry:
+    entry = eventfd.entry
+    if entry is not None and entry.polled and entry.loop() is loop and not eventfd.closed:
+        return entry
     reference = _of_loop.get(loop)
     hub = None if reference is None else reference()
     if hub is None:
         hub = Hub(loop)
         _of_loop[loop] = weakref.ref(hub)
-    return hub
+    entry = eventfd.entry = hub.entry(eventfd)
+    return entry
 
 
 _of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Hub]] = (

@@ -70,7 +70,7 @@ class Vector:
         """Wait for the next interrupt in asyncio; ``asyncio.wait_for`` adds a time limit.
 
         The event loop has a turn also where interrupts are there already, so a task that only
-        awaits leaves the others theirs. Cancelled, it leaves the interrupts to who waits next.
+        awaits leaves the others theirs. A task that is cancelled takes none.
 
         Returns:
             How many interrupts came since the last look, at least 1.
@@ -98,8 +98,8 @@ class Vector:
 
         Args:
             callback: takes no arguments. It is called once in each turn of the loop until somebody
-                takes the interrupts: it calls :meth:`take`. What it raises goes to the loop's
-                exception handler.
+                takes the interrupts: it calls :meth:`take`, which finds none where another was
+                quicker. What it raises goes to the loop's exception handler.
 
         Returns:
             The watch, a context manager; closing it ends it, and so does disabling the vector.

@@ -471,6 +471,66 @@ def test_a_child_leaves_the_parents_eventfds_where_they_are() -> None:
     run(main())
 
 
+def test_a_task_cancelled_in_the_turn_of_its_event_takes_it_or_leaves_it() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with EventFd() as eventfd:
+            for order in range(2):
+                task = asyncio.create_task(wait(eventfd))
+                await turns()
+                eventfd.signal()
+                loop.call_soon(task.cancel)
+                await turns(order + 1)
+                [result] = await asyncio.gather(task, return_exceptions=True)
+                if isinstance(result, asyncio.CancelledError):
+                    result = eventfd.take()
+                assert result == 1
+
+    run(main())
+
+
+def test_a_task_cancelled_in_the_turn_of_the_closing_leaves_no_complaint() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        complaints: list[object] = []
+        loop.set_exception_handler(lambda _, said: complaints.append(said))
+        for cancel_first in (True, False):
+            eventfd = EventFd()
+            task = asyncio.create_task(wait(eventfd))
+            await turns()
+            if cancel_first:
+                task.cancel()
+            eventfd.close()
+            if not cancel_first:
+                loop.call_soon(task.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+            gc.collect()
+        assert complaints == []
+
+    run(main())
+
+
+def test_others_may_wait_for_what_a_task_waits_for() -> None:
+    """asyncio.shield, gather, wait_for and a second waiter, all at once."""
+
+    async def main() -> None:
+        with EventFd() as eventfd:
+            tasks = [asyncio.ensure_future(eventfd) for _ in range(3)]
+            shielded = asyncio.shield(tasks[0])
+            both = asyncio.gather(tasks[1], tasks[2])
+            await turns()
+            shielded.cancel()
+            for count in (1, 2, 3):
+                eventfd.signal(count)
+                await turns()
+            assert tasks[0].result() == 1
+            assert list(await asyncio.wait_for(both, LONG)) == [2, 3]
+
+    run(main())
+
+
 # Callbacks.
 
 
@@ -581,7 +641,7 @@ def test_who_waits_finds_it_closed_though_another_file_has_its_number_at_once() 
         workers = [threading.Thread(target=wait) for _ in range(3)]
         for worker in workers:
             worker.start()
-        while eventfd._waiting < 3:
+        while len(eventfd._waiting) < 3:
             time.sleep(0)
         eventfd.close()
         others = [EventFd() for _ in range(4)]  # never ready; one may get the number
