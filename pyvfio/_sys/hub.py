@@ -37,7 +37,7 @@ class _Ready(asyncio.Future[int]):
 
     __slots__ = ("_resume",)
 
-    _resume: Callable[[Self], object] | None
+    _resume: Callable[[], object] | None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -47,7 +47,7 @@ class _Ready(asyncio.Future[int]):
         self, fn: Callable[[Self], object], /, *, context: contextvars.Context | None = None
     ) -> None:
         run = (context or contextvars.copy_context()).run
-        self._resume = functools.partial(run, fn)
+        self._resume = functools.partial(run, fn, self)
 
     def cancel(self, msg: Any | None = None) -> bool:
         """As ever, in the loop's next turn."""
@@ -63,12 +63,12 @@ class _Ready(asyncio.Future[int]):
         self.set_result(count)
         resume, self._resume = self._resume, None
         if resume is not None:
-            resume(self)
+            resume()
 
     def _in_next_turn(self) -> bool:
         resume, self._resume = self._resume, None
         if resume is not None:
-            self.get_loop().call_soon(resume, self)
+            self.get_loop().call_soon(resume)
         return True
 
 

@@ -42,7 +42,6 @@ def interleave(
     progress: Callable[[str], None],
     rounds: int = ROUNDS,
     every: Mapping[str, int] = {},
-    pinned: bool = True,
 ) -> dict[str, list[float | None]]:
     """Let contenders take turns.
 
@@ -51,7 +50,6 @@ def interleave(
         progress: is told which round it is.
         rounds: how many turns each gets; one more comes first, to warm up.
         every: by name, in how many rounds a contender has only one turn, where it takes long.
-        pinned: stay on one processor; not where others, which are not kept there, take part.
 
     Returns:
         By contender, its cost in each round; None in those without a turn.
@@ -59,7 +57,7 @@ def interleave(
     costs: dict[str, list[float | None]] = {name: [] for name in contenders}
     order = list(contenders)
     shuffle = random.Random(0).shuffle
-    with _quiet(pinned):
+    with _quiet():
         for number in range(rounds + 1):
             progress(f"round {number} of {rounds}")
             shuffle(order)
@@ -72,14 +70,13 @@ def interleave(
 
 
 @contextlib.contextmanager
-def _quiet(pinned: bool) -> Iterator[None]:
-    """No garbage collection, and if `pinned` no moving between processors."""
+def _quiet() -> Iterator[None]:
+    """No garbage collection, no moving between processors."""
     processors = os.sched_getaffinity(0)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
-    if pinned:
-        os.sched_setaffinity(0, {max(processors)})
+    os.sched_setaffinity(0, {max(processors)})
     try:
         yield
     finally:

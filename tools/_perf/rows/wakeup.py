@@ -1,14 +1,17 @@
 """Being woken by an eventfd: round trips between us and a C program that echoes each event.
 
 Two wake-ups make a round trip, the C program's and ours, and only ours differs. What is counted is
-elapsed time, nearly all of which is the kernel's. Nobody is kept on a processor: which of them the
-scheduler chooses is part of a wake-up, and the C programs have the same choice.
+elapsed time. Apart, who echoes has a processor of his own, and each wakes the other's from
+idleness, as a device's interrupt does; together, they share one, which changes from one to the
+other. Left to the scheduler, a pair is one or the other for as long as it lasts, and the times
+differ tenfold.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -26,9 +29,12 @@ from tools._perf.measure import interleave
 from tools._perf.peers import Absent
 from tools._perf.row import Aim, Comparison, Row, Samples, Setting
 
-ROUNDS = 100
-TRIPS = 100  # in a turn
+ROUNDS = 200
+TRIPS = 50  # in a turn
 SPIN = 1e-3
+
+APART = "apart"
+TOGETHER = "together"
 
 C = "C, read(2)"
 WAIT = "vector.wait()"
@@ -37,6 +43,7 @@ EPOLL = "select.epoll by hand"
 AWAIT = "await vector"
 WATCH = "vector.watch(callback)"
 READER = "loop.add_reader by hand"
+FUTURE = "add_reader, await future by hand"
 
 # `echo IN OUT` answers each event; `ping OUT IN` makes as many round trips as a line on its
 # standard input says, and prints their nanoseconds.
@@ -85,11 +92,26 @@ int main(int argc, char **argv)
 class _Python:
     """All contenders in Python: they signal `there`, and wait for `back`."""
 
+    NAMES = (WAIT, SPINNING, EPOLL, AWAIT, WATCH, READER, FUTURE)
+
     def __init__(self, there: int, back: EventFd) -> None:
         self.there = there
         self.back = back
         self.vector = Vector(0, back)
         self.loop = asyncio.new_event_loop()
+
+    def by_name(self) -> dict[str, Callable[[], float]]:
+        """The contenders."""
+        contenders = (
+            self.wait,
+            self.spin,
+            self.epoll,
+            self.awaiting,
+            self.watch,
+            self.reader,
+            self.future,
+        )
+        return dict(zip(self.NAMES, contenders, strict=True))
 
     def close(self) -> None:
         self.back.close()
@@ -159,6 +181,25 @@ class _Python:
 
         return self.loop.run_until_complete(self._by_callback(watched))
 
+    def future(self) -> float:
+        read, back, loop = os.eventfd_read, self.back.fileno(), self.loop
+
+        async def trips() -> float:
+            there, write = self.there, os.eventfd_write
+            ready = loop.create_future()
+            loop.add_reader(back, lambda: ready.set_result(read(back)))
+            try:
+                start = perf_counter_ns()
+                for _ in range(TRIPS):
+                    write(there, 1)
+                    await ready
+                    ready = loop.create_future()
+                return (perf_counter_ns() - start) / TRIPS
+            finally:
+                loop.remove_reader(back)
+
+        return loop.run_until_complete(trips())
+
     async def _by_callback(
         self, watched: Callable[[Callable[[], None]], AbstractContextManager[None]]
     ) -> float:
@@ -182,47 +223,57 @@ class _Python:
 
 def _measure(setting: Setting) -> Samples:
     absent: dict[str, str] = {}
+    processors = os.sched_getaffinity(0)
+    ours = max(processors)  # where we are kept
+    places = {APART: min(processors), TOGETHER: ours}
+    if len(processors) == 1:
+        del places[APART]
+        absent |= {of(name, APART): "there is one processor" for name in (C, *_Python.NAMES)}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
             peer = _compiled(directory)
         except Absent as reason:
-            absent[C] = str(reason)
+            absent |= {of(C, place): str(reason) for place in places}
             peer = (sys.executable, "-c", _PEER_IN_PYTHON)
-        # What a C program reads must block, and what we wait for does not.
-        there = stack.enter_context(_blocking())
-        back = EventFd()
-        python = stack.enter_context(contextlib.closing(_Python(there, back)))
-        stack.enter_context(_running(peer, "echo", there, back.fileno()))
-        contenders: dict[str, Callable[[], float]] = {
-            WAIT: python.wait,
-            SPINNING: python.spin,
-            EPOLL: python.epoll,
-            AWAIT: python.awaiting,
-            WATCH: python.watch,
-            READER: python.reader,
-        }
-        if not absent:
-            out, home = stack.enter_context(_blocking()), stack.enter_context(_blocking())
-            stack.enter_context(_running(peer, "echo", out, home))
-            ping = stack.enter_context(_running(peer, "ping", out, home))
-            contenders[C] = lambda: _ping(ping)
-        costs = dict(interleave(contenders, setting.progress, ROUNDS, pinned=False))
-    if not absent:
-        half = [cost and cost / 2 for cost in costs[C]]
-        costs[alone(C)] = half
+        contenders: dict[str, Callable[[], float]] = {}
+        for place, theirs in places.items():
+            # What a C program reads must block, and what we wait for does not.
+            there, back = stack.enter_context(_blocking()), EventFd()
+            python = stack.enter_context(contextlib.closing(_Python(there, back)))
+            stack.enter_context(_running(theirs, peer, "echo", there, back.fileno()))
+            contenders |= {of(name, place): run for name, run in python.by_name().items()}
+            if of(C, place) not in absent:
+                out, home = stack.enter_context(_blocking()), stack.enter_context(_blocking())
+                stack.enter_context(_running(theirs, peer, "echo", out, home))
+                ping = stack.enter_context(_running(ours, peer, "ping", out, home))
+                contenders[of(C, place)] = functools.partial(_ping, ping)
+        costs = dict(interleave(contenders, setting.progress, ROUNDS))
+    for place in places:
+        if of(C, place) in absent:
+            continue
+        half = [cost and cost / 2 for cost in costs[of(C, place)]]
+        costs[alone(C, place)] = half
         for name in (WAIT, AWAIT):
-            costs[alone(name)] = [
+            costs[alone(name, place)] = [
                 cost - theirs
-                for cost, theirs in zip(costs[name], half, strict=True)
+                for cost, theirs in zip(costs[of(name, place)], half, strict=True)
                 if cost is not None and theirs is not None
             ]
+    for place in (APART, TOGETHER):
+        if of(C, place) in absent:
+            absent[alone(C, place)] = absent[of(C, place)]
     return Samples(costs, absent)
 
 
-def alone(contender: str) -> str:
+def of(contender: str, place: str) -> str:
+    """A contender's name in the row."""
+    return f"{place}: {contender}"
+
+
+def alone(contender: str, place: str) -> str:
     """A contender's name for its own wake-up, which is the round trip without C's."""
-    return f"{contender}, one way"
+    return f"{of(contender, place)}, one way"
 
 
 _PEER_IN_PYTHON = """
@@ -259,7 +310,9 @@ def _blocking() -> Iterator[int]:
 
 
 @contextmanager
-def _running(peer: Sequence[str], what: str, *fds: int) -> Iterator[subprocess.Popen[str]]:
+def _running(
+    processor: int, peer: Sequence[str], what: str, *fds: int
+) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         (*peer, what, *map(str, fds)),
         pass_fds=fds,
@@ -269,6 +322,7 @@ def _running(peer: Sequence[str], what: str, *fds: int) -> Iterator[subprocess.P
         bufsize=1,
     ) as process:
         try:
+            os.sched_setaffinity(process.pid, {processor})
             yield process
         finally:
             process.kill()
@@ -281,22 +335,17 @@ def _ping(process: subprocess.Popen[str]) -> float:
     return int(process.stdout.readline()) / TRIPS
 
 
-ROW = Row(
-    "wakeup",
-    "wake-up by eventfd",
-    "ns",
-    (
-        Comparison(WAIT, C, Aim(1.3)),
-        Comparison(SPINNING, C),
-        Comparison(EPOLL, C),
-        Comparison(AWAIT, C, Aim(1.5)),
-        Comparison(WATCH, C),
-        Comparison(READER, C),
-        Comparison(WAIT, EPOLL),
-        Comparison(AWAIT, READER),
-        Comparison(WATCH, READER),
-        Comparison(alone(WAIT), alone(C)),
-        Comparison(alone(AWAIT), alone(C)),
-    ),
-    _measure,
-)
+def _comparisons() -> Iterator[Comparison]:
+    aims = {WAIT: Aim(1.3), AWAIT: Aim(1.5)}
+    by_hand = {WAIT: (EPOLL,), AWAIT: (FUTURE, READER), WATCH: (READER,)}
+    for place in (APART, TOGETHER):
+        for name in _Python.NAMES:
+            yield Comparison(of(name, place), of(C, place), aims.get(name))
+        for name, others in by_hand.items():
+            for other in others:
+                yield Comparison(of(name, place), of(other, place))
+        for name in (WAIT, AWAIT):
+            yield Comparison(alone(name, place), alone(C, place))
+
+
+ROW = Row("wakeup", "wake-up by eventfd", "ns", tuple(_comparisons()), _measure)
