@@ -248,32 +248,12 @@ def _measure(setting: Setting) -> Samples:
                 stack.enter_context(_running(theirs, peer, "echo", out, home))
                 ping = stack.enter_context(_running(ours, peer, "ping", out, home))
                 contenders[of(C, place)] = functools.partial(_ping, ping)
-        costs = dict(interleave(contenders, setting.progress, ROUNDS))
-    for place in places:
-        if of(C, place) in absent:
-            continue
-        half = [cost and cost / 2 for cost in costs[of(C, place)]]
-        costs[alone(C, place)] = half
-        for name in (WAIT, AWAIT):
-            costs[alone(name, place)] = [
-                cost - theirs
-                for cost, theirs in zip(costs[of(name, place)], half, strict=True)
-                if cost is not None and theirs is not None
-            ]
-    for place in (APART, TOGETHER):
-        if of(C, place) in absent:
-            absent[alone(C, place)] = absent[of(C, place)]
-    return Samples(costs, absent)
+        return Samples(interleave(contenders, setting.progress, ROUNDS), absent)
 
 
 def of(contender: str, place: str) -> str:
     """A contender's name in the row."""
     return f"{place}: {contender}"
-
-
-def alone(contender: str, place: str) -> str:
-    """A contender's name for its own wake-up, which is the round trip without C's."""
-    return f"{of(contender, place)}, one way"
 
 
 _PEER_IN_PYTHON = """
@@ -344,8 +324,6 @@ def _comparisons() -> Iterator[Comparison]:
         for name, others in by_hand.items():
             for other in others:
                 yield Comparison(of(name, place), of(other, place))
-        for name in (WAIT, AWAIT):
-            yield Comparison(alone(name, place), alone(C, place))
 
 
 ROW = Row("wakeup", "wake-up by eventfd", "ns", tuple(_comparisons()), _measure)
