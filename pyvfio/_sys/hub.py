@@ -151,7 +151,6 @@ class Hub:
         for ready in entry.waiters:
             if not ready.done():
                 ready.fail(errors.Closed(f"{path} was closed while waited for"))
-        entry.waiters.clear()
         for watch in list(entry.watches):
             watch.close()
         self._close_if_empty()
@@ -196,7 +195,6 @@ class Hub:
         except errors.Closed:  # by another thread, just now: _end tells the waiters
             return
         if count:
-            del entry.waiters[ready]
             ready.give(count)
 
     def _put_out(self, fd: int, entry: Entry) -> None:
@@ -219,11 +217,8 @@ def wait(eventfd: eventfds.EventFd) -> Generator[Any, None, int]:
     try:
         count: int = yield from ready.__await__()
         return count
-    except BaseException:
-        waiters.pop(ready, None)
-        if ready.done() and not ready.cancelled():
-            ready.exception()  # seen, also where the task was cancelled before it could be
-        raise
+    finally:
+        del waiters[ready]
 
 
 def watch(eventfd: eventfds.EventFd, callback: Callable[[], object]) -> Watch:
