@@ -95,7 +95,9 @@ class EventFd(File):
         # In this order: who closes it looks at who is waiting after the number has gone.
         self._waiting.append(None)
         try:
-            fd = self.fileno()
+            fd = self._fd
+            if fd < 0:
+                raise self._closed()
             try:
                 poll = self._polls.pop()
             except IndexError:
