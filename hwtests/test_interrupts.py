@@ -11,7 +11,7 @@ import pytest
 
 from hwtests.holdings import Holdings
 from pyvfio import errors
-from pyvfio.device import Device, Irq
+from pyvfio.device import Device, Irq, Vector
 from pyvfio.pci import Function
 
 WAIT = 30.0
@@ -87,6 +87,37 @@ def test_select_and_asyncio(irq: Irq) -> None:
             return await asyncio.wait_for(vector.wait_async(), WAIT)
 
         assert asyncio.run(wait()) == 1
+
+
+def test_all_vectors_are_awaited_and_watched_in_one_loop(irq: Irq) -> None:
+    rounds = 3
+    before = Holdings.now()
+
+    async def count(vector: Vector) -> int:
+        while vector.count < rounds:
+            await vector
+        return vector.index
+
+    async def main() -> None:
+        with irq.enable(min(irq.count, WINDOW)) as vectors:
+            watched, awaited = vectors[::2], vectors[1::2]
+            for vector in watched:
+                vector.watch(vector.take)
+            tasks = [asyncio.create_task(count(vector)) for vector in awaited]
+            for done in range(1, rounds + 1):
+                irq.trigger(0, len(vectors))
+                while any(vector.count < done for vector in vectors):
+                    await asyncio.sleep(0.001)
+            assert await asyncio.gather(*tasks) == [vector.index for vector in awaited]
+            assert [vector.count for vector in vectors] == [rounds] * len(vectors)
+            waiting = asyncio.create_task(vectors[0].wait_async())
+            await asyncio.sleep(0.001)
+        with pytest.raises(errors.Closed):
+            await waiting
+
+    asyncio.run(asyncio.wait_for(main(), WAIT))
+    irq.disable()
+    assert Holdings.now() == before
 
 
 def test_asking_for_more_than_there_is_says_how_many_there_are(irq: Irq) -> None:

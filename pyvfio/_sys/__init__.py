@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from pyvfio._sys.eventfd import EventFd
 from pyvfio._sys.file import DeviceFile, File
+from pyvfio._sys.watch import Watch
 
-__all__ = ["DeviceFile", "EventFd", "File"]
+__all__ = ["DeviceFile", "EventFd", "File", "Watch"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ memfd_create = os.memfd_create
 eventfd = os.eventfd
 eventfd_read = os.eventfd_read
 eventfd_write = os.eventfd_write
+epoll = select.epoll
 
 # With a writable buffer (a ctypes structure, a bytearray) the kernel's changes are seen in it.
 ioctl: Callable[[int, int, Any], int] = fcntl.ioctl

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
+import threading
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from pyvfio._sys import calls
 from pyvfio._sys.file import File, refused
 
 if TYPE_CHECKING:
-    import asyncio
+    import weakref
+    from collections.abc import Callable, Generator
+
+    from pyvfio._sys.hub import Entry, Hub
+    from pyvfio._sys.watch import Watch
+
+    _Wait = Callable[["EventFd"], Generator[Any, None, int]]
+    _Watch = Callable[["EventFd", Callable[[], object]], Watch]
 
 _LONGEST_POLL = (1 << 31) - 1  # milliseconds, a C int
+
+# Held while descriptors are closed, or given to somebody who must not find their number reused.
+# Reentrant: a signal handler may close what the main thread is about to wait for.
+lock = threading.RLock()
 
 
 class EventFd(File):
@@ -21,9 +35,16 @@ class EventFd(File):
 
     Any number of threads and tasks may wait; each event is taken by one of them. Closing wakes them
     all, and they raise :class:`~pyvfio.errors.Closed`.
+
+    Attributes:
+        hubs: of the event loops that have to do with it.
+        entry: where the loop that had to do with it last keeps what that is.
     """
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("_closing", "_polls", "_waiting", "entry", "hubs")
+
+    hubs: tuple[weakref.ref[Hub], ...]
+    entry: Entry | None
 
     def __init__(self, name: str = "eventfd") -> None:
         """
@@ -35,7 +56,13 @@ class EventFd(File):
         except OSError as error:
             raise refused(error, "eventfd", name) from None
         super().__init__(fd, name)
-        self._waiting = 0
+        self.hubs = ()
+        self.entry = None
+        # One for each thread in wait(); poll objects that none of them uses; the descriptor, for
+        # the last one to close. Lists, whose append and pop are atomic: a lock is dearer.
+        self._waiting: list[None] = []
+        self._polls: list[select.poll] = []
+        self._closing: list[int] = []
 
     def take(self) -> int:
         """The events since the last call, without waiting; 0 when there were none.
@@ -51,11 +78,13 @@ class EventFd(File):
             self.fileno()  # says so if another thread has just closed it
             raise
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float | None = None, *, spin: float = 0.0) -> int:
         """Wait until there are events, and take them.
 
         Args:
             timeout: seconds to wait at most; None waits for ever.
+            spin: for so many of these seconds look again and again instead of sleeping: a processor
+                is busy meanwhile, and what comes is seen without it being woken first.
 
         Returns:
             How many events there were; 0 if the time ran out.
@@ -63,23 +92,56 @@ class EventFd(File):
         Raises:
             Closed: it was closed, before or while waiting.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not (count := self.take()):
-            left = None if deadline is None else (deadline - time.monotonic()) * 1000
-            if left is not None and left <= 0:
-                return 0
-            # Rounded up, so that a short wait is never a busy one.
-            milliseconds = None if left is None or left >= _LONGEST_POLL else int(left) + 1
-            poll = select.poll()
-            poll.register(self.fileno(), select.POLLIN)
-            self._waiting += 1
+        # In this order: who closes it looks at who is waiting after the number has gone.
+        self._waiting.append(None)
+        try:
+            fd = self._fd
+            if fd < 0:
+                raise self._closed()
             try:
-                poll.poll(milliseconds)
+                poll = self._polls.pop()
+            except IndexError:
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+            try:
+                if timeout is not None or spin > 0:
+                    return self._wait_for(poll, timeout, spin)
+                while True:
+                    # Before reading: that there is nothing to read is an exception, which is dear.
+                    poll.poll()
+                    if self._fd < 0:
+                        raise self._closed()
+                    try:
+                        return calls.eventfd_read(fd)
+                    except BlockingIOError:  # another was quicker
+                        continue
             finally:
-                self._waiting -= 1
-        return count
+                self._polls.append(poll)
+        finally:
+            self._waiting.pop()
+            if self._fd < 0:
+                self._close_if_last()
 
-    async def wait_async(self) -> int:
+    def _wait_for(self, poll: select.poll, timeout: float | None, spin: float) -> int:
+        now = time.monotonic()
+        awake_until = now + spin
+        deadline = None if timeout is None else now + timeout
+        while True:
+            milliseconds: int | None = None
+            if now < awake_until:
+                milliseconds = 0
+            elif deadline is not None:
+                left = (deadline - now) * 1000
+                if left < _LONGEST_POLL:
+                    # Rounded up, so that a short wait is never a busy one.
+                    milliseconds = int(left) + 1 if left > 0 else 0
+            if poll.poll(milliseconds) and (count := self.take()):
+                return count
+            if deadline is not None and deadline <= now:
+                return 0
+            now = time.monotonic()
+
+    def __await__(self) -> Generator[Any, None, int]:
         """Wait in asyncio until there are events, and take them.
 
         Returns:
@@ -88,23 +150,24 @@ class EventFd(File):
         Raises:
             Closed: it was closed, before or while waiting.
         """
-        # Here, since it is most of what opening a device would import.
-        import asyncio
+        return _in_asyncio()[0](self)
 
-        loop = asyncio.get_running_loop()
-        while not (count := self.take()):
-            ready: asyncio.Future[None] = loop.create_future()
-            # A descriptor of its own, for the loop to watch even while ours is closed.
-            fd = os.dup(self.fileno())
-            self._waiting += 1
-            try:
-                loop.add_reader(fd, _wake, ready)
-                await ready
-            finally:
-                self._waiting -= 1
-                loop.remove_reader(fd)
-                calls.close(fd)
-        return count
+    def watch(self, callback: Callable[[], object]) -> Watch:
+        """Call a function in the running event loop whenever there are events.
+
+        Args:
+            callback: takes no arguments. It is called once in each turn of the loop until somebody
+                takes the events: it calls :meth:`take`, which finds none where another was quicker.
+                What it raises goes to the loop's exception handler.
+
+        Returns:
+            What ends it.
+
+        Raises:
+            Closed: it was closed.
+            RuntimeError: no event loop is running.
+        """
+        return _in_asyncio()[1](self, callback)
 
     def signal(self, count: int = 1) -> None:
         """Add `count` events, as a device would.
@@ -116,16 +179,51 @@ class EventFd(File):
 
     def close(self) -> None:
         """Close it, and wake whoever waits; closing again does nothing."""
-        # Closed first: who wakes must find that, and not take the event that woke him.
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
+        with lock:
+            # Closed first: who wakes must find that, and not take the event that woke him.
+            fd, self._fd = self._fd, -1
+            if fd < 0:
+                return
+            for reference in self.hubs:
+                hub = reference()
+                if hub is not None:
+                    hub.forget(fd)
+            # The last thread that wakes closes the descriptor: if another file had its number by
+            # then, poll would go on with that. We are one of them until the others are woken.
+            self._closing.append(fd)
+            self._waiting.append(None)
             try:
-                if self._waiting:
+                if len(self._waiting) > 1:
                     calls.eventfd_write(fd, 1)
+            except BlockingIOError:  # it has all the events that it can hold, which wake them too
+                pass
             finally:
-                calls.close(fd)
+                self._waiting.pop()
+                self._close_if_last()
+
+    def __del__(self) -> None:
+        super().__del__()
+        if getattr(self, "_closing", None):  # Ctrl-C kept the last thread from it
+            calls.close(self._closing.pop())
+
+    def _close_if_last(self) -> None:
+        if not self._waiting:
+            with suppress(IndexError):  # another was the last as well
+                calls.close(self._closing.pop())
 
 
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
+@functools.cache
+def _in_asyncio() -> tuple[_Wait, _Watch]:
+    # When it is needed: asyncio is most of what opening a device would import.
+    from pyvfio._sys import hub
+
+    return hub.wait, hub.watch
+
+
+def _renew_lock() -> None:
+    global lock
+    lock = threading.RLock()
+
+
+# Another thread of the parent may have held it.
+os.register_at_fork(after_in_child=_renew_lock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvfio._sys import Watch
 from pyvfio.device.device import Bars, Device, open
 from pyvfio.device.irq import Irq, Vectors
 from pyvfio.device.msix import GuestMsixTable, Msix, MsixEntry, MsixTable, PhysicalMsixTable
@@ -21,5 +22,6 @@ __all__ = [
     "Region",
     "Vector",
     "Vectors",
+    "Watch",
     "open",
 ]

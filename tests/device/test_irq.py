@@ -246,7 +246,7 @@ def test_closing_a_vector_wakes_threads_and_tasks_that_wait_for_it(kernel: Kerne
     threads = [threading.Thread(target=wait, args=(vectors[0],)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while vectors[0]._eventfd._waiting < 2:
+    while len(vectors[0]._eventfd._waiting) < 2:
         time.sleep(0.001)
 
     async def main() -> None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from tools._perf.row import Row
 
-from . import dma, imports, ioctl, registers, routes
+from . import dma, imports, ioctl, registers, routes, wakeup
 
 ROWS: dict[str, Row] = {
-    row.name: row for row in (*registers.ROWS, ioctl.ROW, dma.ROW, routes.ROW, *imports.ROWS)
+    row.name: row
+    for row in (
+        *registers.ROWS,
+        ioctl.ROW,
+        dma.ROW,
+        routes.ROW,
+        wakeup.ROW,
+        *imports.ROWS,
+    )
 }
