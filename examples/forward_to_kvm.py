@@ -9,8 +9,9 @@ prints
     masked by the guest: pending True, it has 0x41
     unmasked, with another message: pending False, it has 0x41 0x52
 
-The device is an Intel 82574L network card (e1000e). What a guest's driver would write is written
-here; no guest runs, so what arrived stays requested at the local APIC for everybody to see.
+The host is an x86, the device an Intel 82574L network card (e1000e). What a guest's driver would
+write is written here; no guest runs, so what arrived stays requested at the local APIC for
+everybody to see.
 """
 
 from __future__ import annotations
