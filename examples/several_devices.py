@@ -29,14 +29,16 @@ TIMEOUT = 30.0  # seconds; an emulated host may be slow
 
 async def interrupt(vector: Vector, tell: Callable[[], None]) -> int:
     """Tell a device to interrupt and await it, again and again; returns how often it came."""
-    for number in range(TIMES):
+    came = 0
+    while came < TIMES:
         tell()
         try:
             # What came while nobody looked is counted, so it can have come before this awaits it.
             await asyncio.wait_for(vector.wait_async(), TIMEOUT)
         except asyncio.TimeoutError:
-            raise errors.StateError(f"interrupt {number} did not arrive") from None
-    return TIMES
+            raise errors.StateError(f"interrupt {came + 1} did not arrive") from None
+        came += 1
+    return came
 
 
 async def meet(teacher: Device, card: Device) -> None:
