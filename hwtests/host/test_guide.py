@@ -34,7 +34,7 @@ def test_every_step_shows_what_it_says(tmp_path: Path) -> None:
             for command, shown in re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", first.text, re.M):
                 check(run("sh", "-c", command, cwd=tmp_path), shown)
         else:
-            session(step, tmp_path)
+            at_a_prompt(step, tmp_path)
 
 
 def file_name(block: Block) -> str | None:
@@ -58,7 +58,7 @@ def steps(found: list[Block]) -> Iterator[list[Block]]:
         yield typed
 
 
-def session(step: list[Block], directory: Path) -> None:
+def at_a_prompt(step: list[Block], directory: Path) -> None:
     """What is typed at one prompt: each block prints what the block of text after it shows."""
     code = [block.text for block in step if block.language == "python"]
     shown: list[str] = []
