@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+
+from hwtests.documents import blocks, run_code
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("PYVFIO_BENCH"), reason="takes a device from the host: only on the bench"
@@ -17,12 +15,8 @@ pytestmark = pytest.mark.skipif(
 
 def run_example(number: int) -> list[str]:
     """Run one of README's examples; the lines that it printed."""
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    code = "import pyvfio\n" + examples[number]
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stderr == ""
-    return result.stdout.splitlines()
+    examples = [block.text for block in blocks("README.md") if block.language == "python"]
+    return run_code("import pyvfio\n" + examples[number]).splitlines()
 
 
 def test_the_first_example_runs_as_it_stands() -> None:

@@ -95,6 +95,27 @@ class Intel82574:
                 registers.write32(_TCTL, 0)
         return len(_FRAME)
 
+    def raise_interrupt(self) -> None:
+        """Make the card interrupt once by MSI-X vector 0, which somebody has enabled.
+
+        Call :meth:`quiet` before MSI-X is disabled.
+        """
+        registers = self._registers
+        for register in _THROTTLING:
+            registers.write32(register, 0)
+        registers.write32(_EIAC, _OTHER_CAUSE)
+        registers.write32(_IVAR, _EVERY_WRITE_BACK | _VALID << 16)
+        # The card masks the cause again with the interrupt.
+        registers.write32(_IMS, _OTHER_CAUSE)
+        registers.write32(_ICS, _OTHER_CAUSE)
+
+    def quiet(self) -> None:
+        """Mask all causes, and be done with those that there were."""
+        self._registers.write32(_IMC, 0xFFFFFFFF)
+        # It holds the next one back for a while. QEMU (7.2 at least) ends with an assertion if
+        # MSI-X is off when that while is over.
+        time.sleep(0.2)
+
     def interrupt(self) -> None:
         """Let the card interrupt by MSI-X vector 0, on demand.
 
@@ -102,18 +123,9 @@ class Intel82574:
             StateError: the interrupt did not arrive.
             Error: vector 0 cannot be enabled.
         """
-        registers = self._registers
-        for register in _THROTTLING:
-            registers.write32(register, 0)
         with self._device.msix.enable(1) as vectors:
-            registers.write32(_EIAC, _OTHER_CAUSE)
-            registers.write32(_IVAR, _EVERY_WRITE_BACK | _VALID << 16)
-            registers.write32(_IMS, _OTHER_CAUSE)
-            registers.write32(_ICS, _OTHER_CAUSE)
+            self.raise_interrupt()
             arrived = vectors[0].wait(_TIMEOUT)
-            registers.write32(_IMC, 0xFFFFFFFF)
-            # It holds the next one back for a while. QEMU (7.2 at least) ends with an assertion if
-            # MSI-X is off when that while is over.
-            time.sleep(0.2)
+            self.quiet()
         if not arrived:
             raise errors.StateError(f"{self._device.address}: no interrupt in {_TIMEOUT:g} s")
