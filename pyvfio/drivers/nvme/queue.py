@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 ENTRY = struct.Struct("<II16xQQ6I")
 """A submission entry: opcode and identifier, namespace, PRP 1 and 2, dwords 10 to 15."""
+_GIVEN = struct.Struct("<BIQ6I")  # what of it the caller gives
 
+_NO_DWORDS = (0,) * 6
 _PHASE = 1 << 16  # in dword 3 of a completion, whose low half is the command's identifier
 _STATUS_SHIFT = 17
 _ABORT_REQUESTED = 0x007
@@ -182,6 +184,8 @@ class Queue:
             after: called when it has ended, by whoever finds that.
 
         Raises:
+            ArgumentError: a value does not fit its field, or it is more data than the page of
+                pointers can tell of.
             ControllerFailed, DeviceGone, Closed: there is no controller any more.
         """
         command = Command(self, opcode, dwords, namespace, memory, iova, size, name, after)
@@ -500,8 +504,18 @@ class Command(Operation):
             raise errors.ArgumentError(
                 f"data of a command begins at a multiple of 4, not {iova:#x}"
             )
+        dwords = (*dwords, *_NO_DWORDS[len(dwords) :])
+        try:
+            _GIVEN.pack(opcode, namespace, iova, *dwords)
+        except struct.error as error:
+            # Here, where it harms nobody: it may be written into the queue by somebody else.
+            raise errors.ArgumentError(
+                f"no command: opcode {opcode}, namespace {namespace}, dwords {dwords}: {error}"
+            ) from None
+        if size > queue.largest:
+            raise errors.ArgumentError(f"a command moves {queue.largest} bytes at most, not {size}")
         self._queue = queue
-        self._entry = (opcode, namespace, iova, size, (*dwords, 0, 0, 0, 0, 0, 0)[:6])
+        self._entry = (opcode, namespace, iova, size, dwords)
         self._memory = memory
         self._after = after
         self._result = 0
