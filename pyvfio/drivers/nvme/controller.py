@@ -167,17 +167,21 @@ class Controller(Closing):
                 after(command, buffer.view[:size])
             buffer.close()
 
-        return self._admin.command(
-            opcode,
-            *dwords,
-            namespace=namespace,
-            memory=buffer.view,
-            iova=buffer.iova,
-            size=buffer.size if size or given.nbytes else 0,
-            name=name,
-            timeout=timeout,
-            after=ended,
-        )
+        try:
+            return self._admin.command(
+                opcode,
+                *dwords,
+                namespace=namespace,
+                memory=buffer.view,
+                iova=buffer.iova,
+                size=buffer.size if size or given.nbytes else 0,
+                name=name,
+                timeout=timeout,
+                after=ended,
+            )
+        except errors.Error:
+            buffer.close()
+            raise
 
     def admin(
         self,

@@ -166,17 +166,21 @@ class Namespace:
         def ended(command: Command) -> None:
             buffer.close()
 
-        return self._queue(queue).command(
-            Io.DATASET_MANAGEMENT,
-            len(ranges) - 1,
-            spec.DEALLOCATE,
-            namespace=self.id,
-            memory=buffer.view,
-            iova=buffer.iova,
-            size=buffer.size,
-            name=f"deallocate {len(ranges)} ranges",
-            after=ended,
-        )
+        try:
+            return self._queue(queue).command(
+                Io.DATASET_MANAGEMENT,
+                len(ranges) - 1,
+                spec.DEALLOCATE,
+                namespace=self.id,
+                memory=buffer.view,
+                iova=buffer.iova,
+                size=buffer.size,
+                name=f"deallocate {len(ranges)} ranges",
+                after=ended,
+            )
+        except errors.Error:
+            buffer.close()
+            raise
 
     def start_read_many(
         self,

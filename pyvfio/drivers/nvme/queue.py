@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -119,10 +119,13 @@ class Queue:
         self._write32 = write32
         self._tail_doorbell = spec.DOORBELLS + 2 * number * stride
         self._head_doorbell = self._tail_doorbell + stride
-        self._submissions = alloc(depth * spec.SUBMISSION_ENTRY, align=page)
-        self._completions = alloc(depth * spec.COMPLETION_ENTRY, align=page)
-        # A page of pointers for each identifier, for what does not fit into PRP 1 and 2.
-        self._lists = alloc(depth * page, align=page)
+        with ExitStack() as stack:
+            self._submissions, self._completions, self._lists = (
+                # A page of pointers for each identifier, for what does not fit into PRP 1 and 2.
+                stack.enter_context(alloc(depth * size, align=page))
+                for size in (spec.SUBMISSION_ENTRY, spec.COMPLETION_ENTRY, page)
+            )
+            stack.pop_all()
         self._entries = self._submissions.view
         self._words = self._completions.view.cast("I")
         self._end = len(self._words)
