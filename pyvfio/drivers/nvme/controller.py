@@ -153,7 +153,8 @@ class Controller(Closing):
             data: what it takes instead.
             name: what it does, for messages.
             timeout: seconds that it may take; None for the controller's.
-            after: called at its end, with the data it gave.
+            after: called at its end, with the data it gave, before it is done; if it raises an
+                exception, the command fails with it.
 
         Raises:
             ControllerFailed, DeviceGone, Closed: there is no controller any more.
@@ -163,9 +164,11 @@ class Controller(Closing):
         buffer.view[: given.nbytes] = given
 
         def ended(command: Command) -> None:
-            if after is not None:
-                after(command, buffer.view[:size])
-            buffer.close()
+            try:
+                if after is not None:
+                    after(command, buffer.view[:size])
+            finally:
+                buffer.close()
 
         try:
             return self._admin.command(

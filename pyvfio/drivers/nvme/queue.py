@@ -184,7 +184,8 @@ class Queue:
             size: bytes of data.
             name: what it does, for messages; "" derives it.
             timeout: seconds that it may take; None for the queue's own.
-            after: called when it has ended, by whoever finds that.
+            after: called when it has ended, by whoever finds that, before it is done; if it
+                raises an exception, the command fails with it.
 
         Raises:
             ArgumentError: a value does not fit its field, or it is more data than the page of
@@ -562,16 +563,20 @@ class Command(Operation):
 
     def advance(self) -> None:
         """As :meth:`Work.advance`."""
-        self._finish(self.error)
-        if self._after is not None:
-            self._after(self)
+        try:
+            # Whoever waits finds done what is done afterwards, whichever thread does it.
+            if self._after is not None:
+                self._after(self)
+        except Exception as error:
+            self.error = self.error or error  # for who waits for it: nobody else is harmed
+        finally:
+            self._finish(self.error)
 
     def failed(self, error: Exception) -> None:
         """As :meth:`Work.failed`."""
         self._memory = None
-        self._finish(error)
-        if self._after is not None:
-            self._after(self)
+        self.error = error
+        self.advance()
 
     def result(self) -> int:
         """Dword 0 of its completion; errors as :meth:`wait`."""

@@ -221,7 +221,7 @@ class Nvme:
                 self._check(not iova % self.page, f"admin queue at {iova:#x}")
                 rings[0] = _Ring(iova, size + 1, vector=0)
             self.ready = self.becomes_ready
-        elif before & spec.CC_ENABLE and not now & spec.CC_ENABLE and self.becomes_idle:
+        elif not now & spec.CC_ENABLE and self.becomes_idle:
             self.reset()
         self.shut_down = bool(now >> 14 & 3)
 
