@@ -183,7 +183,7 @@ class Queue:
             iova: of the data, a multiple of 4.
             size: bytes of data.
             name: what it does, for messages; "" derives it.
-            timeout: seconds that it may take; None for the queue's own.
+            timeout: seconds that it may take once there was room for it; None for the queue's own.
             after: called when it has ended, by whoever finds that, before it is done; if it
                 raises an exception, the command fails with it.
 
@@ -192,8 +192,8 @@ class Queue:
                 pointers can tell of.
             ControllerFailed, DeviceGone, Closed: there is no controller any more.
         """
-        command = Command(self, opcode, dwords, namespace, memory, iova, size, name, after)
-        command.deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        timeout = self.timeout if timeout is None else timeout
+        command = Command(self, opcode, dwords, namespace, memory, iova, size, name, timeout, after)
         self.start(command)
         return command
 
@@ -486,6 +486,7 @@ class Command(Operation):
         "_name",
         "_queue",
         "_result",
+        "_timeout",
         "deadline",
         "expired",
     )
@@ -500,6 +501,7 @@ class Command(Operation):
         iova: int,
         size: int,
         name: str,
+        timeout: float,
         after: Callable[[Command], None] | None,
     ) -> None:
         """Made by :meth:`Queue.command`."""
@@ -524,6 +526,7 @@ class Command(Operation):
         self._after = after
         self._result = 0
         self._name = name
+        self._timeout = timeout
         self.deadline = 0.0
         self.expired = False
 
@@ -552,6 +555,7 @@ class Command(Operation):
 
     def place(self, queue: Queue) -> bool:
         """As :meth:`Work.place`."""
+        self.deadline = time.monotonic() + self._timeout
         return queue.place(self, *self._entry) is not None
 
     def completed(self, identifier: int, field: int, result: int) -> None:
