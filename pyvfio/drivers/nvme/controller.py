@@ -379,8 +379,6 @@ class Controller(Closing):
         """
         if self._closed:
             raise errors.Closed("the NVMe controller is closed")
-        if self._admin.refusal is not None:
-            self.device.bus_master = True
         self._mend(lambda work: status.ControllerReset("the controller was reset by this process"))
         if (failure := self._admin.refusal) is not None:
             raise failure
@@ -610,9 +608,11 @@ class Controller(Closing):
                     if not self.device.can_reset:
                         raise
                     self.device.reset()
+                    self._disable()
                 # The device is idle: what was under way reaches memory no more.
                 for queue in self._everything:
                     queue.fail(error)
+                self.device.bus_master = True  # off if it had been given up
                 self._enable()
                 self._count_of_queues(len(self.queues))
                 self._create_queues()
