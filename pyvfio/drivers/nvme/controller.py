@@ -616,6 +616,12 @@ class Controller(Closing):
                 self._enable()
                 self._count_of_queues(len(self.queues))
                 self._create_queues()
+            except status.CommandFailed as failure:
+                self._fail_all(
+                    status.ControllerFailed(
+                        f"{self.device.address} did not come back after a reset: {failure}"
+                    )
+                )
             except errors.Error as failure:
                 self._fail_all(failure)
         finally:
