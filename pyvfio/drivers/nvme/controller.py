@@ -532,20 +532,22 @@ class Controller(Closing):
         Returns:
             What mends the controller, which may take seconds; None if nothing is to be done.
         """
+        seen = self.resets  # before the look whether somebody is at it
         if self._closed or self._mending.locked():
             return None
         try:
             now = self._registers.read32(spec.CSTS)
         except errors.Error as error:
-            return partial(self._give_up, error)
+            return partial(self._give_up, error, seen)
         if now == spec.GONE:
-            return partial(self._give_up, self._gone())
+            return partial(self._give_up, self._gone(), seen)
         if now & spec.CSTS_FATAL:
             return partial(
                 self._mend,
                 lambda work: status.ControllerFatal(
                     f"{self.device.address} reported a fatal status (CSTS {now:#x}), and was reset"
                 ),
+                seen,
             )
         if not now & spec.CSTS_READY:
             return partial(
@@ -553,9 +555,10 @@ class Controller(Closing):
                 lambda work: status.ControllerReset(
                     f"{self.device.address} was reset by somebody else"
                 ),
+                seen,
             )
         if self._abort_expired():
-            return partial(self._mend, self._timed_out)
+            return partial(self._mend, self._timed_out, seen)
         return None
 
     def _abort_expired(self) -> bool:
@@ -590,13 +593,18 @@ class Controller(Closing):
             "controller was reset"
         )
 
-    def _mend(self, error: Callable[[Work], Exception]) -> None:
-        """Reset the controller, and fail what is under way."""
+    def _mend(self, error: Callable[[Work], Exception], seen: int | None = None) -> None:
+        """Reset the controller, and fail what is under way.
+
+        Args:
+            error: gives each one's error.
+            seen: how many resets there had been at the diagnosis; None to reset anyway.
+        """
         if not self._mending.acquire(blocking=False):
             with self._mending:  # somebody does so already
                 return
         try:
-            if self._closed:
+            if self._closed or self._is_late(seen):
                 return
             self.resets += 1
             for queue in self._everything:
@@ -627,9 +635,14 @@ class Controller(Closing):
         finally:
             self._mending.release()
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception, seen: int) -> None:
         with self._mending:
-            self._fail_all(error)
+            if not self._is_late(seen):
+                self._fail_all(error)
+
+    def _is_late(self, seen: int | None) -> bool:
+        """Whether somebody has done something about a diagnosis meanwhile."""
+        return seen is not None and (seen != self.resets or self._admin.refusal is not None)
 
     def _fail_all(self, failure: Exception) -> None:
         """There is no controller any more."""
