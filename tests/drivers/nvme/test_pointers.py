@@ -43,7 +43,7 @@ def places(draw: st.DrawFn) -> tuple[int, int, int]:
     return page, iova, min(max(size, 4), MOST * page)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(places(), st.booleans())
 def test_pointers(place: tuple[int, int, int], many: bool) -> None:
     page, iova, size = place
