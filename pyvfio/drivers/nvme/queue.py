@@ -383,7 +383,10 @@ class Queue:
             if work is not None:
                 table[identifier] = None
                 abort = aborts.get(identifier) if aborts else None
-                if abort is None or abort.answered:
+                if abort is None:
+                    free.append(identifier)
+                elif abort.answered:
+                    del aborts[identifier]
                     free.append(identifier)
                 work.completed(identifier, entry >> _STATUS_SHIFT, words[at - 3])
                 if not touched or touched[-1] is not work:
