@@ -565,6 +565,7 @@ class Controller(Closing):
         """Abort what takes too long; returns whether that did not help."""
         now = time.monotonic()
         for queue in self._everything:
+            queue.line.look()  # what has ended is not late, though nobody may wait there
             for identifier, work, abort in queue.expired(now):
                 if abort is None:
                     work.expired = True
