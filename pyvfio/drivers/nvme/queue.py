@@ -394,14 +394,17 @@ class Queue:
             at += 4
             if at > end:
                 at = 3
-        while self._backlog and self._backlog[0].place(self):
-            self._backlog.popleft()
+        self._place_waiting()
         fence()  # the completions were read, and new entries written, before the doorbells
         self._write32(self._head_doorbell, (word - 3) // 4)
         if not self._held and self._tail != self._rung:
             self._rung = self._tail
             self._write32(self._tail_doorbell, self._tail)
         return len(found), touched
+
+    def _place_waiting(self) -> None:
+        while self._backlog and self._backlog[0].place(self):
+            self._backlog.popleft()
 
     # For the controller.
 
@@ -432,6 +435,9 @@ class Queue:
             if self._aborts.get(identifier) is abort and self._work[identifier] is None:
                 del self._aborts[identifier]
                 self._free.append(identifier)
+                if self._running:
+                    self._place_waiting()
+                    self._ring()
 
     def run(self) -> None:
         """The controller takes commands: begin with empty rings, and place what has waited."""
@@ -439,8 +445,7 @@ class Queue:
             self._start_anew()
             self._running = True
             self._refusal = None
-            while self._backlog and self._backlog[0].place(self):
-                self._backlog.popleft()
+            self._place_waiting()
             self._ring()
 
     def stop(self) -> None:
