@@ -268,6 +268,73 @@ def test_all_commands_of_a_burst_are_aborted(
     assert disk._controller.resets == 0
 
 
+def test_what_has_ended_is_not_late(device: Device, make: MakeController, clock: Clock) -> None:
+    """Nobody may have waited for it yet."""
+    controller = make(queues=2)
+    disk = controller.namespaces[1]
+    read = disk.start_read(0, bytearray(BLOCK), queue=controller.queues[1])
+    feature = controller.start_admin(Admin.GET_FEATURES, 1)
+    clock.now += 31
+    assert controller._diagnose() is None
+    assert not device.nvme.aborts
+    assert read.wait() == feature.wait() == 0
+
+
+def test_an_identifier_that_waits_for_an_abort_comes_back(
+    device: Device, make: MakeController, clock: Clock
+) -> None:
+    """The command ends, then its abort: what has waited for room goes on."""
+    controller = make(depth=2)
+    disk = controller.namespaces[1]
+    device.nvme.hold = True
+    device.nvme.answer = lambda command: None  # of the abort
+    slow, second, third = (disk.start_flush() for _ in range(3))
+    clock.now += 31
+    assert controller._diagnose() is None
+    (command,) = device.nvme.under_way()
+    device.nvme.complete(command)
+    controller.queues[0].line.look()
+    assert slow.done
+    assert not device.nvme.under_way(), "its identifier could be another's before the abort"
+    device.nvme.hold = False
+    device.nvme.answer = lambda command: 0
+    (abort,) = device.nvme.waiting
+    device.nvme.complete(abort)
+    assert second.wait() == third.wait() == 0
+    assert controller.resets == 0
+
+
+def test_an_abort_is_no_other_commands(device: Device, make: MakeController, clock: Clock) -> None:
+    """A command that ended after an abort that came to nothing leaves no trace."""
+    controller = make(depth=2)
+    disk = controller.namespaces[1]
+    device.nvme.hold, device.nvme.obeys_aborts = True, False
+    for _ in range(3):
+        slow = disk.start_flush()
+        clock.now += 31
+        assert controller._diagnose() is None
+        controller.queues[0].line.look()
+        controller._admin.line.look()
+        (command,) = device.nvme.under_way()
+        device.nvme.complete(command)
+        assert slow.wait() == 0
+    assert len(device.nvme.aborts) == 3
+    assert controller.resets == 0
+
+
+def test_aborting_by_hand(device: Device, disk: nvme.Namespace) -> None:
+    device.nvme.hold = True
+    first, second = disk.start_flush(), disk.start_flush()
+    assert isinstance(first, nvme.Command)
+    assert disk._controller.abort(first)
+    with pytest.raises(nvme.AbortRequested):
+        first.wait()
+    assert not disk._controller.abort(first)
+    assert not second.done
+    device.nvme.complete(device.nvme.under_way()[0])
+    assert second.wait() == 0
+
+
 # Resets.
 
 
