@@ -77,7 +77,7 @@ class Burst(Operation):
         self._waits = False  # for room in the queue
         self._failed: Exception | None = None
         self.expired = False
-        self.deadline = time.monotonic() + queue.timeout
+        self.deadline = 0.0
 
     def place(self, queue: Queue) -> bool:
         """As :meth:`Work.place`."""
@@ -85,6 +85,7 @@ class Burst(Operation):
         if self._failed is not None:
             return True
         under_way, at = self._under_way, self._at
+        self.deadline = time.monotonic() + queue.timeout
         end = min(at + self._window - len(under_way), len(self._lbas))
         identifiers = queue.place_blocks(
             self,
@@ -109,13 +110,11 @@ class Burst(Operation):
 
     def advance(self) -> None:
         """As :meth:`Work.advance`."""
-        if self._failed is None and self._at < len(self._lbas):
-            self.deadline = time.monotonic() + self._queue.timeout
-            if not self._waits:
-                try:
-                    self._queue.start(self)
-                except errors.Error as error:
-                    self._failed = error
+        if self._failed is None and self._at < len(self._lbas) and not self._waits:
+            try:
+                self._queue.start(self)
+            except errors.Error as error:
+                self._failed = error
         self._finish_if_ended()
 
     def failed(self, error: Exception) -> None:

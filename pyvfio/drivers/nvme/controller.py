@@ -153,7 +153,8 @@ class Controller(Closing):
             data: what it takes instead.
             name: what it does, for messages.
             timeout: seconds that it may take; None for the controller's.
-            after: called at its end, with the data it gave.
+            after: called at its end, with the data it gave, before it is done; if it raises an
+                exception, the command fails with it.
 
         Raises:
             ControllerFailed, DeviceGone, Closed: there is no controller any more.
@@ -163,21 +164,27 @@ class Controller(Closing):
         buffer.view[: given.nbytes] = given
 
         def ended(command: Command) -> None:
-            if after is not None:
-                after(command, buffer.view[:size])
-            buffer.close()
+            try:
+                if after is not None:
+                    after(command, buffer.view[:size])
+            finally:
+                buffer.close()
 
-        return self._admin.command(
-            opcode,
-            *dwords,
-            namespace=namespace,
-            memory=buffer.view,
-            iova=buffer.iova,
-            size=buffer.size if size or given.nbytes else 0,
-            name=name,
-            timeout=timeout,
-            after=ended,
-        )
+        try:
+            return self._admin.command(
+                opcode,
+                *dwords,
+                namespace=namespace,
+                memory=buffer.view,
+                iova=buffer.iova,
+                size=buffer.size if size or given.nbytes else 0,
+                name=name,
+                timeout=timeout,
+                after=ended,
+            )
+        except errors.Error:
+            buffer.close()
+            raise
 
     def admin(
         self,
@@ -372,8 +379,6 @@ class Controller(Closing):
         """
         if self._closed:
             raise errors.Closed("the NVMe controller is closed")
-        if self._admin.refusal is not None:
-            self.device.bus_master = True
         self._mend(lambda work: status.ControllerReset("the controller was reset by this process"))
         if (failure := self._admin.refusal) is not None:
             raise failure
@@ -527,20 +532,22 @@ class Controller(Closing):
         Returns:
             What mends the controller, which may take seconds; None if nothing is to be done.
         """
+        seen = self.resets  # before the look whether somebody is at it
         if self._closed or self._mending.locked():
             return None
         try:
             now = self._registers.read32(spec.CSTS)
         except errors.Error as error:
-            return partial(self._give_up, error)
+            return partial(self._give_up, error, seen)
         if now == spec.GONE:
-            return partial(self._give_up, self._gone())
+            return partial(self._give_up, self._gone(), seen)
         if now & spec.CSTS_FATAL:
             return partial(
                 self._mend,
                 lambda work: status.ControllerFatal(
                     f"{self.device.address} reported a fatal status (CSTS {now:#x}), and was reset"
                 ),
+                seen,
             )
         if not now & spec.CSTS_READY:
             return partial(
@@ -548,15 +555,17 @@ class Controller(Closing):
                 lambda work: status.ControllerReset(
                     f"{self.device.address} was reset by somebody else"
                 ),
+                seen,
             )
         if self._abort_expired():
-            return partial(self._mend, self._timed_out)
+            return partial(self._mend, self._timed_out, seen)
         return None
 
     def _abort_expired(self) -> bool:
         """Abort what takes too long; returns whether that did not help."""
         now = time.monotonic()
         for queue in self._everything:
+            queue.line.look()  # what has ended is not late, though nobody may wait there
             for identifier, work, abort in queue.expired(now):
                 if abort is None:
                     work.expired = True
@@ -585,13 +594,18 @@ class Controller(Closing):
             "controller was reset"
         )
 
-    def _mend(self, error: Callable[[Work], Exception]) -> None:
-        """Reset the controller, and fail what is under way."""
+    def _mend(self, error: Callable[[Work], Exception], seen: int | None = None) -> None:
+        """Reset the controller, and fail what is under way.
+
+        Args:
+            error: gives each one's error.
+            seen: how many resets there had been at the diagnosis; None to reset anyway.
+        """
         if not self._mending.acquire(blocking=False):
             with self._mending:  # somebody does so already
                 return
         try:
-            if self._closed:
+            if self._closed or self._is_late(seen):
                 return
             self.resets += 1
             for queue in self._everything:
@@ -603,20 +617,33 @@ class Controller(Closing):
                     if not self.device.can_reset:
                         raise
                     self.device.reset()
+                    self._disable()
                 # The device is idle: what was under way reaches memory no more.
                 for queue in self._everything:
                     queue.fail(error)
+                self.device.bus_master = True  # off if it had been given up
                 self._enable()
                 self._count_of_queues(len(self.queues))
                 self._create_queues()
+            except status.CommandFailed as failure:
+                self._fail_all(
+                    status.ControllerFailed(
+                        f"{self.device.address} did not come back after a reset: {failure}"
+                    )
+                )
             except errors.Error as failure:
                 self._fail_all(failure)
         finally:
             self._mending.release()
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception, seen: int) -> None:
         with self._mending:
-            self._fail_all(error)
+            if not self._is_late(seen):
+                self._fail_all(error)
+
+    def _is_late(self, seen: int | None) -> bool:
+        """Whether somebody has done something about a diagnosis meanwhile."""
+        return seen is not None and (seen != self.resets or self._admin.refusal is not None)
 
     def _fail_all(self, failure: Exception) -> None:
         """There is no controller any more."""

@@ -6,6 +6,7 @@ queues until there is something.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,25 +146,30 @@ class _Watch:
         self._timer = loop.call_later(TICK, self._tick)
         self._vector = line._vector
         if self._vector is not None:
-            loop.add_reader(self._vector.fileno(), self._interrupted)
+            # A descriptor of its own, for the loop to watch even while ours is closed.
+            self._fd = os.dup(self._vector.fileno())
+            loop.add_reader(self._fd, self._interrupted)
         else:
             self._turn: asyncio.Handle = loop.call_soon(self._poll)
 
     def close(self) -> None:
         self._timer.cancel()
-        if self._vector is not None:
-            self._loop.remove_reader(self._vector.fileno())
-        else:
+        if self._vector is None:
             self._turn.cancel()
+            return
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        os.close(self._fd)
 
     def _interrupted(self) -> None:
         assert self._vector is not None
-        self._vector.take()
+        with suppress(errors.Closed):  # and all has ended: the tasks will hear of it
+            self._vector.take()
         self._line.look()
 
     def _poll(self) -> None:
-        self._line.look()
         self._turn = self._loop.call_soon(self._poll)
+        self._line.look()
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)

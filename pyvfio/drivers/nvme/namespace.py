@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Namespace:
 
         Raises:
             RangeError: there are fewer blocks.
-            Unsupported: its blocks carry metadata.
+            Unsupported: its blocks carry metadata, or are larger than what a command moves.
             And as :meth:`Operation.wait`.
         """
         data = bytearray(blocks * self.block_size)
@@ -165,17 +166,21 @@ class Namespace:
         def ended(command: Command) -> None:
             buffer.close()
 
-        return self._queue(queue).command(
-            Io.DATASET_MANAGEMENT,
-            len(ranges) - 1,
-            spec.DEALLOCATE,
-            namespace=self.id,
-            memory=buffer.view,
-            iova=buffer.iova,
-            size=buffer.size,
-            name=f"deallocate {len(ranges)} ranges",
-            after=ended,
-        )
+        try:
+            return self._queue(queue).command(
+                Io.DATASET_MANAGEMENT,
+                len(ranges) - 1,
+                spec.DEALLOCATE,
+                namespace=self.id,
+                memory=buffer.view,
+                iova=buffer.iova,
+                size=buffer.size,
+                name=f"deallocate {len(ranges)} ranges",
+                after=ended,
+            )
+        except errors.Error:
+            buffer.close()
+            raise
 
     def start_read_many(
         self,
@@ -200,6 +205,7 @@ class Namespace:
 
         Raises:
             ArgumentError: the device does not reach the memory, or its size is another.
+            TypeError: a block's number is no integer.
             RangeError, Unsupported: as :meth:`read`.
         """
         return self._start_many(Io.READ, lbas, memory, blocks, depth, queue)
@@ -280,6 +286,7 @@ class Namespace:
             raise errors.ArgumentError(
                 f"a command moves {self._controller.max_transfer} bytes at most, not {size}"
             )
+        operator.index(sum(lbas))  # a float among them is refused while nothing has begun
         if depth < 1:
             raise errors.ArgumentError(f"a depth of {depth} gets nowhere")
         self._check(min(lbas), blocks)
@@ -313,6 +320,11 @@ class Namespace:
             raise errors.RangeError(
                 f"namespace {self.id} has blocks 0 to {self.blocks - 1}: "
                 f"{blocks} from {lba} on is outside"
+            )
+        if self.block_size > self._controller.max_transfer:
+            raise errors.Unsupported(
+                f"namespace {self.id} has blocks of {self.block_size} bytes, and a command moves "
+                f"{self._controller.max_transfer} at most"
             )
         if self.identity.current.metadata_size:
             raise errors.Unsupported(

@@ -87,10 +87,10 @@ class Operation:
         here = threading.get_ident() if self._futures else 0
         while self._futures:
             future, thread = self._futures.pop()
-            if thread == here:
-                _wake(future)
-            else:
-                with contextlib.suppress(RuntimeError):  # its loop was closed
+            with contextlib.suppress(RuntimeError):  # its loop was closed
+                if thread == here:
+                    _wake(future)
+                else:
                     future.get_loop().call_soon_threadsafe(_wake, future)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 ENTRY = struct.Struct("<II16xQQ6I")
 """A submission entry: opcode and identifier, namespace, PRP 1 and 2, dwords 10 to 15."""
+_GIVEN = struct.Struct("<BIQ6I")  # what of it the caller gives
 
+_NO_DWORDS = (0,) * 6
 _PHASE = 1 << 16  # in dword 3 of a completion, whose low half is the command's identifier
 _STATUS_SHIFT = 17
 _ABORT_REQUESTED = 0x007
@@ -117,10 +119,13 @@ class Queue:
         self._write32 = write32
         self._tail_doorbell = spec.DOORBELLS + 2 * number * stride
         self._head_doorbell = self._tail_doorbell + stride
-        self._submissions = alloc(depth * spec.SUBMISSION_ENTRY, align=page)
-        self._completions = alloc(depth * spec.COMPLETION_ENTRY, align=page)
-        # A page of pointers for each identifier, for what does not fit into PRP 1 and 2.
-        self._lists = alloc(depth * page, align=page)
+        with ExitStack() as stack:
+            self._submissions, self._completions, self._lists = (
+                # A page of pointers for each identifier, for what does not fit into PRP 1 and 2.
+                stack.enter_context(alloc(depth * size, align=page))
+                for size in (spec.SUBMISSION_ENTRY, spec.COMPLETION_ENTRY, page)
+            )
+            stack.pop_all()
         self._entries = self._submissions.view
         self._words = self._completions.view.cast("I")
         self._end = len(self._words)
@@ -178,14 +183,17 @@ class Queue:
             iova: of the data, a multiple of 4.
             size: bytes of data.
             name: what it does, for messages; "" derives it.
-            timeout: seconds that it may take; None for the queue's own.
-            after: called when it has ended, by whoever finds that.
+            timeout: seconds that it may take once there was room for it; None for the queue's own.
+            after: called when it has ended, by whoever finds that, before it is done; if it
+                raises an exception, the command fails with it.
 
         Raises:
+            ArgumentError: a value does not fit its field, or it is more data than the page of
+                pointers can tell of.
             ControllerFailed, DeviceGone, Closed: there is no controller any more.
         """
-        command = Command(self, opcode, dwords, namespace, memory, iova, size, name, after)
-        command.deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        timeout = self.timeout if timeout is None else timeout
+        command = Command(self, opcode, dwords, namespace, memory, iova, size, name, timeout, after)
         self.start(command)
         return command
 
@@ -375,7 +383,10 @@ class Queue:
             if work is not None:
                 table[identifier] = None
                 abort = aborts.get(identifier) if aborts else None
-                if abort is None or abort.answered:
+                if abort is None:
+                    free.append(identifier)
+                elif abort.answered:
+                    del aborts[identifier]
                     free.append(identifier)
                 work.completed(identifier, entry >> _STATUS_SHIFT, words[at - 3])
                 if not touched or touched[-1] is not work:
@@ -383,14 +394,17 @@ class Queue:
             at += 4
             if at > end:
                 at = 3
-        while self._backlog and self._backlog[0].place(self):
-            self._backlog.popleft()
+        self._place_waiting()
         fence()  # the completions were read, and new entries written, before the doorbells
         self._write32(self._head_doorbell, (word - 3) // 4)
         if not self._held and self._tail != self._rung:
             self._rung = self._tail
             self._write32(self._tail_doorbell, self._tail)
         return len(found), touched
+
+    def _place_waiting(self) -> None:
+        while self._backlog and self._backlog[0].place(self):
+            self._backlog.popleft()
 
     # For the controller.
 
@@ -421,6 +435,9 @@ class Queue:
             if self._aborts.get(identifier) is abort and self._work[identifier] is None:
                 del self._aborts[identifier]
                 self._free.append(identifier)
+                if self._running:
+                    self._place_waiting()
+                    self._ring()
 
     def run(self) -> None:
         """The controller takes commands: begin with empty rings, and place what has waited."""
@@ -428,8 +445,7 @@ class Queue:
             self._start_anew()
             self._running = True
             self._refusal = None
-            while self._backlog and self._backlog[0].place(self):
-                self._backlog.popleft()
+            self._place_waiting()
             self._ring()
 
     def stop(self) -> None:
@@ -478,6 +494,7 @@ class Command(Operation):
         "_name",
         "_queue",
         "_result",
+        "_timeout",
         "deadline",
         "expired",
     )
@@ -492,6 +509,7 @@ class Command(Operation):
         iova: int,
         size: int,
         name: str,
+        timeout: float,
         after: Callable[[Command], None] | None,
     ) -> None:
         """Made by :meth:`Queue.command`."""
@@ -500,12 +518,23 @@ class Command(Operation):
             raise errors.ArgumentError(
                 f"data of a command begins at a multiple of 4, not {iova:#x}"
             )
+        dwords = (*dwords, *_NO_DWORDS[len(dwords) :])
+        try:
+            _GIVEN.pack(opcode, namespace, iova, *dwords)
+        except struct.error as error:
+            # Here, where it harms nobody: it may be written into the queue by somebody else.
+            raise errors.ArgumentError(
+                f"no command: opcode {opcode}, namespace {namespace}, dwords {dwords}: {error}"
+            ) from None
+        if size > queue.largest:
+            raise errors.ArgumentError(f"a command moves {queue.largest} bytes at most, not {size}")
         self._queue = queue
-        self._entry = (opcode, namespace, iova, size, (*dwords, 0, 0, 0, 0, 0, 0)[:6])
+        self._entry = (opcode, namespace, iova, size, dwords)
         self._memory = memory
         self._after = after
         self._result = 0
         self._name = name
+        self._timeout = timeout
         self.deadline = 0.0
         self.expired = False
 
@@ -534,6 +563,7 @@ class Command(Operation):
 
     def place(self, queue: Queue) -> bool:
         """As :meth:`Work.place`."""
+        self.deadline = time.monotonic() + self._timeout
         return queue.place(self, *self._entry) is not None
 
     def completed(self, identifier: int, field: int, result: int) -> None:
@@ -545,16 +575,20 @@ class Command(Operation):
 
     def advance(self) -> None:
         """As :meth:`Work.advance`."""
-        self._finish(self.error)
-        if self._after is not None:
-            self._after(self)
+        try:
+            # Whoever waits finds done what is done afterwards, whichever thread does it.
+            if self._after is not None:
+                self._after(self)
+        except Exception as error:
+            self.error = self.error or error  # for who waits for it: nobody else is harmed
+        finally:
+            self._finish(self.error)
 
     def failed(self, error: Exception) -> None:
         """As :meth:`Work.failed`."""
         self._memory = None
-        self._finish(error)
-        if self._after is not None:
-            self._after(self)
+        self.error = error
+        self.advance()
 
     def result(self) -> int:
         """Dword 0 of its completion; errors as :meth:`wait`."""

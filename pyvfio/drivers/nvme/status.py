@@ -30,7 +30,7 @@ class CommandFailed(NvmeError):
         CommandFailed._classes[status] = cls
 
     def __init__(self, status: int, command: str, *, retry: bool = False) -> None:
-        super().__init__(status, command, retry)
+        super().__init__(status, command)  # from which a copy is made
         self.status = status
         self.command = command
         self.retry = retry

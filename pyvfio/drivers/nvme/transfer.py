@@ -89,7 +89,14 @@ class Transfer(Operation):
             self._window = _COPIED_UNDER_WAY
             size = min(largest, memory.nbytes)
             count = min(self._window, -(-memory.nbytes // size))
-            self._buffers = [space.alloc(size) for _ in range(count)]
+            for _ in range(count):
+                try:
+                    self._buffers.append(space.alloc(size))
+                except errors.Error:
+                    if not self._buffers:
+                        raise
+                    break  # fewer do it as well
+            self._window = len(self._buffers)
         self._pieces = self._cut(lba, memory.nbytes, largest)
         self._lock = threading.RLock()
         self._under_way = 0
@@ -133,7 +140,7 @@ class Transfer(Operation):
         if self._iova is not None:
             iova = self._iova + offset
         else:
-            buffer = self._buffers.pop()
+            buffer = self._buffers[-1]
             iova = buffer.iova
             if self._opcode == Io.WRITE:
                 buffer.view[:size] = memory[offset : offset + size]
@@ -162,3 +169,5 @@ class Transfer(Operation):
             timeout=self._timeout,
             after=ended,
         )
+        if buffer is not None:
+            self._buffers.pop()  # only now: a refused command has taken none

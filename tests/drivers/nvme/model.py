@@ -1,0 +1,504 @@
+"""A modelled NVMe controller in a modelled device, to inject faults (NVMe Base Specification 2.0).
+
+It finds commands and data where the driver put them, by IOVA, and keeps the specification's rules:
+what the driver does against them is remembered as a fault. That they are the rules of a controller
+that was not written beside the driver is shown on the bench.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from pyvfio import errors
+from pyvfio._sys import File
+from pyvfio.drivers.nvme import spec
+from pyvfio.drivers.nvme.spec import Admin, Identify, Io
+from pyvfio.iommu import AddressSpace, DmaBuffer, Mapping
+from pyvfio.iommu.info import SpaceInfo
+from pyvfio.iommu.iova import IovaRange
+from pyvfio.irqroute.model import modelled_msix
+from pyvfio.pci import Function
+
+BLOCK = 512
+BLOCKS = 16384
+SUCCESS = 0
+ABORTED = 0x007
+INVALID_FIELD = 0x002
+
+
+class Memory(AddressSpace):
+    """An address space without a kernel: pages are reached by whoever knows their IOVA.
+
+    Attributes:
+        buffers: all that were ever allocated.
+        refuse_after: so many more allocations succeed; None for all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[DmaBuffer] = []
+        self.refuse_after: int | None = None
+        self._refresh()
+
+    @property
+    def open_buffers(self) -> list[DmaBuffer]:
+        return [buffer for buffer in self.buffers if not buffer.closed]
+
+    def alloc(self, size: int, **options: Any) -> DmaBuffer:
+        if self.refuse_after is not None:
+            if not self.refuse_after:
+                raise errors.LockedMemoryLimit(12, "VFIO_IOMMU_MAP_DMA", "memory")
+            self.refuse_after -= 1
+        buffer = super().alloc(size, **options)
+        self.buffers.append(buffer)
+        return buffer
+
+    def at(self, iova: int, size: int) -> memoryview:
+        """The memory that a device reaches there, or a fault."""
+        for start, mapping in self._mappings.items():
+            if start <= iova and iova + size <= start + mapping.size:
+                assert mapping._memory is not None
+                return mapping._memory.cast("B")[iova - start : iova - start + size]
+        raise DmaFault(f"{size} bytes at {iova:#x} are not mapped")
+
+    @property
+    def closed(self) -> bool:
+        return False
+
+    def open_device(self, function: Function) -> File:
+        raise NotImplementedError
+
+    def close_device(self, file: File) -> None: ...
+
+    def _close_devices(self) -> None: ...
+
+    def _close(self) -> None: ...
+
+    def _map(self, address: int, iova: int, size: int, readable: bool, writable: bool) -> None: ...
+
+    def _unmap(self, iova: int, size: int) -> int:
+        return size
+
+    def _unmapped_wrong(self, mapping: Mapping, size: int) -> errors.KernelError:
+        raise NotImplementedError
+
+    def _ask(self) -> SpaceInfo:
+        return SpaceInfo((IovaRange(0, (1 << 48) - 1),), 0x1000, None)
+
+
+class DmaFault(Exception):
+    """What an IOMMU would refuse."""
+
+
+@dataclass(eq=False)
+class Submission:
+    """A command that the controller has fetched."""
+
+    queue: int
+    opcode: int
+    identifier: int
+    namespace: int
+    pointers: tuple[int, int]
+    dwords: tuple[int, ...]
+
+    @property
+    def lba(self) -> int:
+        return self.dwords[0] | self.dwords[1] << 32
+
+    @property
+    def blocks(self) -> int:
+        return (self.dwords[2] & 0xFFFF) + 1
+
+
+@dataclass
+class _Ring:
+    """A submission or completion queue, as the controller sees it."""
+
+    iova: int
+    depth: int
+    head: int = 0
+    tail: int = 0
+    phase: int = 1
+    vector: int | None = None
+
+
+@dataclass
+class Nvme:
+    """The controller: registers, and what it does.
+
+    Attributes:
+        disk: the namespace's blocks.
+        waiting: commands fetched and not completed.
+        hold: I/O commands wait until :meth:`complete`; otherwise they are done at once.
+        answer: gives the status of each command that is done at once; None leaves it waiting.
+        faults: what was done against the specification.
+        rings: submission doorbells: (queue, tail).
+        aborts: (queue, identifier) that it was asked to abort.
+        obeys_aborts: whether it does so.
+        enabled: how many times it was enabled.
+        becomes_ready, becomes_idle, fatal, gone: what it is like.
+        ready: CSTS.RDY.
+    """
+
+    memory: Memory
+    interrupt: Callable[[int], None]
+    page: int = 4096
+    stride: int = 4
+    most_queues: int = 4
+    entries: int = 1024
+    block: int = BLOCK
+    transfer_pages: int = 0
+    disk: bytearray = field(default_factory=lambda: bytearray(BLOCK * BLOCKS))
+    waiting: list[Submission] = field(default_factory=list)
+    hold: bool = False
+    answer: Callable[[Submission], int | None] = lambda command: SUCCESS
+    faults: list[str] = field(default_factory=list)
+    rings: list[tuple[int, int]] = field(default_factory=list)
+    aborts: list[tuple[int, int]] = field(default_factory=list)
+    obeys_aborts: bool = True
+    enabled: int = 0
+    becomes_ready: bool = True
+    becomes_idle: bool = True
+    fatal: bool = False
+    gone: bool = False
+    reaches_memory: bool = True
+    ready: bool = False
+    shut_down: bool = False
+    lock: Any = field(default_factory=threading.RLock)
+    _registers: dict[int, int] = field(default_factory=dict)
+    _submissions: dict[int, _Ring] = field(default_factory=dict)
+    _completions: dict[int, _Ring] = field(default_factory=dict)
+
+    # BAR 0, as pyvfio.device.Region has it.
+
+    def read64(self, offset: int) -> int:
+        assert offset == spec.CAP
+        if self.gone:
+            return (1 << 64) - 1
+        stride, page = (self.stride // 4).bit_length() - 1, self.page.bit_length() - 13
+        return self.entries - 1 | 1 << 16 | 1 << 24 | stride << 32 | 1 << 37 | page << 48
+
+    def read32(self, offset: int) -> int:
+        with self.lock:
+            if self.gone:
+                return spec.GONE
+            if offset == spec.CSTS:
+                return self.ready * 1 | self.fatal * 2 | self.shut_down * 8
+            if offset == spec.VS:
+                return 1 << 16 | 4 << 8
+            return self._registers.get(offset, 0)
+
+    def write32(self, offset: int, value: int) -> None:
+        with self.lock:
+            if self.gone:
+                return
+            if offset >= spec.DOORBELLS:
+                self._doorbell(*divmod((offset - spec.DOORBELLS) // self.stride, 2), value)
+                return
+            before = self._registers.get(offset, 0)
+            self._registers[offset] = value
+            if offset == spec.CC:
+                self._configure(before, value)
+
+    def _configure(self, before: int, now: int) -> None:
+        if now & spec.CC_ENABLE and not before & spec.CC_ENABLE:
+            self._check(now >> 16 & 0xFF == 0x46, f"entry sizes: CC {now:#x}")
+            self._check(4096 << (now >> 7 & 0xF) == self.page, f"page size: CC {now:#x}")
+            self._check(not self.ready, "enabled before it was idle")
+            self.enabled += 1
+            sizes = self._registers[spec.AQA]
+            for register, rings, size in (
+                (spec.ASQ, self._submissions, sizes & 0xFFF),
+                (spec.ACQ, self._completions, sizes >> 16),
+            ):
+                iova = self._registers[register] | self._registers[register + 4] << 32
+                self._check(not iova % self.page, f"admin queue at {iova:#x}")
+                rings[0] = _Ring(iova, size + 1, vector=0)
+            self.ready = self.becomes_ready
+        elif not now & spec.CC_ENABLE and self.becomes_idle:
+            self.reset()
+        self.shut_down = bool(now >> 14 & 3)
+
+    def reset(self) -> None:
+        """As by CC.EN = 0, by a reset of the function, or by somebody else."""
+        with self.lock:
+            self.ready = self.fatal = False
+            self.waiting.clear()
+            self._submissions.clear()
+            self._completions.clear()
+            self._registers[spec.CC] = 0
+
+    def _doorbell(self, queue: int, completions: int, value: int) -> None:
+        rings = self._completions if completions else self._submissions
+        if queue not in rings or not self.ready:
+            self._check(not self.ready, f"doorbell of queue {queue}, which there is not")
+            return
+        ring = rings[queue]
+        self._check(value < ring.depth, f"doorbell {value} in a queue of {ring.depth}")
+        if completions:
+            ring.head = value
+            return
+        self.rings.append((queue, value))
+        ring.tail = value
+        while ring.head != ring.tail:
+            entry = self.memory.at(ring.iova + 64 * ring.head, 64)
+            ring.head = (ring.head + 1) % ring.depth
+            first, namespace, one, two, *dwords = struct.unpack("<II16xQQ6I", entry)
+            command = Submission(
+                queue, first & 0xFF, first >> 16, namespace, (one, two), tuple(dwords)
+            )
+            under_way = [other for other in self.waiting if other.queue == queue]
+            self._check(
+                command.identifier not in {other.identifier for other in under_way},
+                f"identifier {command.identifier} is under way already",
+            )
+            self._check(len(under_way) < ring.depth - 1, "more under way than the queue holds")
+            self.waiting.append(command)
+            if not (self.hold and queue):
+                status = self.answer(command)
+                if status is not None:
+                    self.complete(command, status)
+
+    # What a test lets it do.
+
+    def complete(self, command: Submission, status: int = SUCCESS) -> None:
+        """Do a command, or fail it, and tell."""
+        with self.lock:
+            self.waiting.remove(command)
+            result = 0
+            if status == SUCCESS:
+                done = self._do(command)
+                if done is None:
+                    self.waiting.append(command)
+                    return
+                status, result = done
+            self.tell(command.queue, command.identifier, status, result)
+
+    def tell(self, queue: int, identifier: int, status: int = SUCCESS, result: int = 0) -> None:
+        """Write a completion, also of a command that there is not."""
+        with self.lock:
+            ring = self._completions[queue]
+            full = (ring.tail + 1) % ring.depth == ring.head
+            self._check(not full, f"completion queue {queue} is full")
+            last = identifier | ring.phase << 16 | status << 17
+            head = self._submissions[queue].head
+            self.memory.at(ring.iova + 16 * ring.tail, 12)[:] = struct.pack(
+                "<III", result, 0, head | queue << 16
+            )
+            # The phase is the last that arrives.
+            self.memory.at(ring.iova + 16 * ring.tail + 12, 4).cast("I")[0] = last
+            ring.tail += 1
+            if ring.tail == ring.depth:
+                ring.tail, ring.phase = 0, ring.phase ^ 1
+            if ring.vector is not None:
+                self.interrupt(ring.vector)
+
+    def under_way(self, opcode: int | None = None) -> list[Submission]:
+        """The I/O commands that wait."""
+        with self.lock:
+            return [c for c in self.waiting if c.queue and opcode in (None, c.opcode)]
+
+    # Commands.
+
+    def _do(self, command: Submission) -> tuple[int, int] | None:
+        """Status and dword 0; None if it is not to be completed."""
+        if command.queue:
+            return self._do_io(command), 0
+        return self._do_admin(command)
+
+    def _do_io(self, command: Submission) -> int:
+        if command.opcode in (Io.READ, Io.WRITE):
+            if command.namespace != 1:
+                return 0x00B
+            start, size = command.lba * self.block, command.blocks * self.block
+            if start + size > len(self.disk):
+                return 0x080
+            if command.opcode == Io.WRITE:
+                self.disk[start : start + size] = self._gather(command, size)
+            else:
+                self._scatter(command, self.disk[start : start + size])
+        elif command.opcode == Io.DATASET_MANAGEMENT:
+            count = (command.dwords[0] & 0xFF) + 1
+            data = self._gather(command, 16 * count)
+            for _, blocks, lba in struct.iter_unpack("<IIQ", data):
+                self.disk[lba * self.block : (lba + blocks) * self.block] = bytes(
+                    blocks * self.block
+                )
+        elif command.opcode != Io.FLUSH:
+            return 0x001
+        return SUCCESS
+
+    def _do_admin(self, command: Submission) -> tuple[int, int] | None:
+        first, second = command.dwords[:2]
+        if command.opcode == Admin.IDENTIFY:
+            self._scatter(command, self._identify(first & 0xFF))
+        elif command.opcode == Admin.SET_FEATURES and first & 0xFF == 7:
+            most = self.most_queues - 1
+            return SUCCESS, min(second & 0xFFFF, most) | min(second >> 16, most) << 16
+        elif command.opcode == Admin.CREATE_COMPLETION_QUEUE:
+            self._check(bool(second & 1), "a completion queue in pieces")
+            vector = second >> 16 if second & spec.QUEUE_INTERRUPTS else None
+            self._create(self._completions, command, vector)
+        elif command.opcode == Admin.CREATE_SUBMISSION_QUEUE:
+            self._check(second >> 16 in self._completions, "no such completion queue")
+            self._create(self._submissions, command, None)
+        elif command.opcode == Admin.DELETE_SUBMISSION_QUEUE:
+            self._submissions.pop(first & 0xFFFF)
+            self.waiting = [c for c in self.waiting if c.queue != first & 0xFFFF]
+        elif command.opcode == Admin.DELETE_COMPLETION_QUEUE:
+            self._check(first & 0xFFFF not in self._submissions, "its submission queue is there")
+            self._completions.pop(first & 0xFFFF)
+        elif command.opcode == Admin.ABORT:
+            self.aborts.append((first & 0xFFFF, first >> 16))
+            for other in self.waiting if self.obeys_aborts else ():
+                if (other.queue, other.identifier) == self.aborts[-1]:
+                    self.complete(other, ABORTED)
+                    return SUCCESS, 0
+            return SUCCESS, 1
+        elif command.opcode == Admin.GET_LOG_PAGE:
+            size = 4 * ((first >> 16 | (second & 0xFFFF) << 16) + 1)
+            self._scatter(command, bytes(i & 0xFF for i in range(size)))
+        elif command.opcode == Admin.ASYNC_EVENT_REQUEST:
+            return None
+        elif command.opcode not in (Admin.SET_FEATURES, Admin.GET_FEATURES, Admin.FORMAT):
+            return 0x001, 0
+        return SUCCESS, 0
+
+    def _create(self, rings: dict[int, _Ring], command: Submission, vector: int | None) -> None:
+        number, size = command.dwords[0] & 0xFFFF, command.dwords[0] >> 16
+        self._check(number not in rings, f"queue {number} is there already")
+        self._check(1 <= size < self.entries, f"a queue of {size + 1}")
+        self._check(not command.pointers[0] % self.page, "a queue that begins within a page")
+        rings[number] = _Ring(command.pointers[0], size + 1, vector=vector)
+
+    def _identify(self, what: int) -> bytes:
+        data = bytearray(4096)
+        if what == Identify.CONTROLLER:
+            struct.pack_into("<H2x20s40s8s", data, 0, 0x1234, b"S1", b"Modelled", b"1")
+            data[77] = self.transfer_pages
+            struct.pack_into("<I", data, 80, 1 << 16 | 4 << 8)
+            struct.pack_into("<H", data, 256, 1 << 1)
+            struct.pack_into("<IH", data, 516, 1, 1 << 2)
+        elif what == Identify.ACTIVE_NAMESPACES:
+            struct.pack_into("<I", data, 0, 1)
+        else:
+            blocks = len(self.disk) // self.block
+            struct.pack_into("<QQQ", data, 0, blocks, blocks, blocks)
+            struct.pack_into("<HBB", data, 128, 0, self.block.bit_length() - 1, 0)
+        return bytes(data)
+
+    def _gather(self, command: Submission, size: int) -> bytes:
+        pieces = walk(self.memory, self.page, command.pointers, size)
+        return b"".join(bytes(self.memory.at(iova, count)) for iova, count in pieces)
+
+    def _scatter(self, command: Submission, data: bytes | bytearray) -> None:
+        if not self.reaches_memory:
+            return
+        at = 0
+        for iova, count in walk(self.memory, self.page, command.pointers, len(data)):
+            self.memory.at(iova, count)[:] = data[at : at + count]
+            at += count
+
+    def _check(self, held: bool, fault: str) -> None:
+        if not held:
+            self.faults.append(fault)
+
+
+def walk(
+    memory: Memory, page: int, pointers: tuple[int, int], size: int
+) -> Iterator[tuple[int, int]]:
+    """What PRP 1 and 2 stand for: (IOVA, bytes) of each piece (Base 2.0, 4.1.1)."""
+    first, second = pointers
+    if first & 3:
+        raise DmaFault(f"PRP 1 is {first:#x}")
+    count = min(size, page - first % page)
+    yield first, count
+    size -= count
+    if not size:
+        return
+    if size <= page:
+        if second % page:
+            raise DmaFault(f"PRP 2 is {second:#x}, which is within a page")
+        yield second, size
+        return
+    if second & 7:
+        raise DmaFault(f"the list is at {second:#x}")
+    while size:
+        entry = int.from_bytes(memory.at(second, 8), "little")
+        last = (second + 8) % page == 0
+        if last and size > page:
+            second = entry
+            continue
+        if entry % page:
+            raise DmaFault(f"{entry:#x} in the list is within a page")
+        yield entry, min(size, page)
+        size -= min(size, page)
+        second += 8
+
+
+class Device:
+    """An opened device with that controller, as far as the driver is concerned.
+
+    Attributes:
+        nvme: the controller.
+        resets: how many times the function was reset.
+        steps: what became of bus mastering.
+    """
+
+    def __init__(self, *, vectors: int = 8, **controller: Any) -> None:
+        self.address = "0000:01:00.0"
+        self.config = SimpleNamespace(class_code=spec.CLASS_CODE)
+        self.dma = Memory()
+        self.msix = modelled_msix(vectors)
+        self.msi = SimpleNamespace(count=0)
+        self.nvme = Nvme(self.dma, self._interrupt, **controller)
+        self.bars = {0: self.nvme}
+        self.can_reset = True
+        self.reset_helps = True
+        self.resets = 0
+        self._bus_master = True
+
+    def _interrupt(self, vector: int) -> None:
+        fd = self.msix.file.signalled().get(vector)  # type: ignore[attr-defined]
+        if fd is not None and self._bus_master:
+            os.eventfd_write(fd, 1)
+
+    @property
+    def bus_master(self) -> bool:
+        return self._bus_master
+
+    @bus_master.setter
+    def bus_master(self, on: bool) -> None:
+        self._bus_master = self.nvme.reaches_memory = on
+        if on:
+            # What was cut off in the middle goes on.
+            for command in self.nvme.under_way(Io.READ):
+                self.nvme._do_io(command)
+
+    def reset(self) -> None:
+        self.resets += 1
+        if self.reset_helps:
+            self.nvme.becomes_idle = True
+            self.nvme.reset()
+
+    def close(self) -> None:
+        self.msix.file.close()
+
+
+class Clock:
+    """Time that passes when it is told to, and for who sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
