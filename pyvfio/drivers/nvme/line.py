@@ -6,7 +6,6 @@ queues until there is something.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
-from pyvfio.device import Vector
+from pyvfio.device import Vector, Watch
 
 if TYPE_CHECKING:
     import asyncio
@@ -145,21 +144,18 @@ class _Watch:
         self._mending: asyncio.Future[None] | None = None
         self._timer = loop.call_later(TICK, self._tick)
         self._vector = line._vector
+        self._watch: Watch | None = None
         if self._vector is not None:
-            # A descriptor of its own, for the loop to watch even while ours is closed.
-            self._fd = os.dup(self._vector.fileno())
-            loop.add_reader(self._fd, self._interrupted)
+            self._watch = self._vector.watch(self._interrupted)
         else:
             self._turn: asyncio.Handle = loop.call_soon(self._poll)
 
     def close(self) -> None:
         self._timer.cancel()
-        if self._vector is None:
+        if self._watch is not None:
+            self._watch.close()
+        else:
             self._turn.cancel()
-            return
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._fd)
-        os.close(self._fd)
 
     def _interrupted(self) -> None:
         assert self._vector is not None
