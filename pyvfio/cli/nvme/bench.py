@@ -23,6 +23,8 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 _RANDOM_LBAS = 1 << 16  # drawn before the clock starts, then used again
 _SEED = 1
+_BATCH = 16  # times the depth
+_BATCH_BYTES = 16 << 20
 _LATENCY_PART = 5  # a fifth of the time again, for single commands
 _EPILOG = """\
 First `depth` commands are kept under way in each queue for the given time; then single
@@ -83,8 +85,12 @@ def run(options: argparse.Namespace) -> None:
     writing = options.pattern.endswith("write")
     if writing:
         holding.check_can_ask(options)
-    console = None if options.json else common.console()
-    part = -(-options.depth * options.size // mmap.PAGESIZE) * mmap.PAGESIZE
+    console = None if options.json else common.console(width=120)
+    pieces = options.depth
+    if options.batch:
+        # Long enough that filling and draining the queue does not weigh, short enough to end.
+        pieces = max(2 * pieces, min(_BATCH * pieces, _BATCH_BYTES // options.size))
+    part = -(-pieces * options.size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, part * options.queues)
     with (
         common.ended_as_by_ctrl_c(),
@@ -106,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
             memory[:] = os.urandom(len(memory))
         view = memoryview(memory)
         jobs = [
-            Job(disk, queue, view[number * part :][: options.depth * options.size], options, number)
+            Job(disk, queue, view[number * part :][: pieces * options.size], options, number)
             for number, queue in enumerate(controller.queues)
         ]
         result = {
@@ -216,8 +222,7 @@ class Job:
     def _batches(self, over: Callable[[], bool]) -> int:
         many = self._disk.write_many if self._writing else self._disk.read_many
         lbas = self.lbas()
-        # Long enough that filling and draining the queue does not weigh, short enough to end.
-        count = 16 * self._depth
+        count = len(self._memory) // self._size
         done = 0
         while not over():
             many(
@@ -280,7 +285,7 @@ def _table(result: dict[str, Any]) -> Any:
     how = ["polled" if result["polled"] else "interrupts"]
     how += ["batches"] if result["batch"] else ["one by one"]
     queues = f"{result['queues']} queues of " if result["queues"] > 1 else ""
-    times = result["latency"]
+    times = dict(result["latency"])
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -293,11 +298,7 @@ def _table(result: dict[str, Any]) -> Any:
     table.add_row("IOPS", f"{result['iops']:,.0f}")
     table.add_row("MiB/s", f"{result['mib_per_second']:,.1f}")
     table.add_row("processor", f"{100 * result['processor']:.0f} % of one")
-    table.add_row(
-        "latency",
-        f"of single commands ({times['commands']:,}): "
-        + ", ".join(
-            f"{name} {micros:,.1f} µs" for name, micros in times.items() if name != "commands"
-        ),
-    )
+    table.add_row("latency", f"of {times.pop('commands'):,} commands, one at a time:")
+    for name, micros in times.items():
+        table.add_row("", f"{name:5} {micros:10,.1f} µs")
     return table

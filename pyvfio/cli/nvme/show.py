@@ -37,7 +37,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run_identify(options: argparse.Namespace) -> None:
-    console = None if options.json else common.console()
+    console = None if options.json else common.console(width=120)
     with holding.opened(options.address) as controller:
         entry = describe(controller)
     if console is None:
@@ -49,9 +49,11 @@ def run_identify(options: argparse.Namespace) -> None:
 
 def describe(controller: Controller) -> dict[str, Any]:
     """What `identify` knows of a controller, in JSON's types."""
+    identity = _plain(controller.identity)
     return {
         "address": str(controller.device.address),
-        **_plain(controller.identity),
+        "highest_namespace": identity.pop("namespaces"),
+        **identity,
         "max_transfer": controller.max_transfer,
         "namespaces": [
             {
@@ -113,8 +115,7 @@ def _namespaces(entry: dict[str, Any]) -> Table:
         formats = disk["formats"]
         metadata = formats[disk["format"]]["metadata_size"]
         others = [
-            f"{index}: {words(form['block_size'])}"
-            + (f" + {form['metadata_size']}" if form["metadata_size"] else "")
+            f"{form['block_size']}" + (f"+{form['metadata_size']}" if form["metadata_size"] else "")
             for index, form in formats.items()
             if index != disk["format"]
         ]
@@ -131,7 +132,7 @@ def _namespaces(entry: dict[str, Any]) -> Table:
 
 
 def run_smart(options: argparse.Namespace) -> None:
-    console = None if options.json else common.console()
+    console = None if options.json else common.console(width=120)
     with holding.opened(options.address) as controller:
         log = controller.smart()
     if console is None:
