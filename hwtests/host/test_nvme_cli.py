@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import pty
-import random
 import re
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -33,7 +33,10 @@ WAIT = 120.0
 
 
 def noise(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
+    """Data in which no block is like another, made faster than by chance."""
+    return b"".join(
+        struct.pack("<QQ", seed, at) * (BLOCK // 16) for at in range(-(-size // BLOCK))
+    )[:size]
 
 
 @pytest.fixture(autouse=True)
@@ -97,10 +100,10 @@ def test_identify_and_smart_show_what_the_kernel_knows() -> None:
     shown = nvme("identify", DISK)[0].decode()
     assert serial in shown
     assert "64 MiB" in shown
-    log = json.loads(nvme("smart", DISK, "--json")[0])
     shown = nvme("smart", DISK)[0].decode()
-    assert f"{log['temperature'] - 273} °C" in shown
-    assert ("no warnings" in shown) == (not log["critical_warning"])
+    # QEMU's: 323 K.
+    assert "no warnings" in shown
+    assert "50 °C" in shown
 
 
 def test_what_is_written_the_kernel_reads(tmp_path: Path) -> None:
@@ -143,11 +146,10 @@ def test_a_file_is_copied_to_the_disk_and_back(tmp_path: Path) -> None:
     assert kernel_reads(0, size) == image.read_bytes()
     assert "64 MiB copied" in nvme("copy", DISK, str(back), "--verify")[1]
     assert back.read_bytes() == image.read_bytes()
-    nvme("copy", f"{DISK}:1", str(back), "--size", "1M")
-    assert back.read_bytes() == image.read_bytes()[:MIB]
     image.write_bytes(bytes(size + 1))
     assert "do not fit" in nvme("copy", str(image), DISK, "--yes", status=2)[1]
-    assert "1 (64 MiB)" in nvme("copy", f"{DISK}:2", str(back), status=2)[1]
+    assert "active are: 1 (64 MiB)" in nvme("copy", f"{DISK}:2", str(back), status=2)[1]
+    assert back.stat().st_size == size, "what is refused loses nothing"
 
 
 def test_a_disk_that_is_used_is_refused(tmp_path: Path) -> None:
@@ -258,10 +260,15 @@ def test_an_interrupted_copy_says_how_far_it_got(number: signal.Signals) -> None
 @pytest.mark.parametrize("how", [[], ["--polled", "--batch"], ["--queues", "2", "--batch"]])
 def test_bench_measures(how: list[str]) -> None:
     pattern = "sequential-read" if how else "random-write"
-    arguments = ["bench", DISK, "--pattern", pattern, "--seconds", "1", "--depth", "8", "--yes"]
+    arguments = ["bench", DISK, "--pattern", pattern, "--seconds", "0.5", "--depth", "8", "--yes"]
     result = json.loads(nvme(*arguments, *how, "--json")[0])
     assert result["commands"] > 0
     assert result["iops"] == pytest.approx(result["commands"] / result["seconds"])
     times = result["latency"]
     assert 0 < times["min"] <= times["p50"] <= times["p99"] <= times["max"]
-    assert "IOPS" in nvme(*arguments, *how)[0].decode()
+
+
+def test_bench_shows_a_table() -> None:
+    shown = nvme("bench", DISK, "--seconds", "0.1")[0].decode()
+    assert "random-read, 4 KiB, 64 under way, interrupts, one by one" in shown
+    assert "p99.9" in shown
