@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 
 from pyvfio import errors
 from pyvfio.cli.main import main
-from pyvfio.cli.nvme import bench, contents, pipe, sizes
+from pyvfio.cli.nvme import bench, contents, pipe, show, sizes
 from pyvfio.cli.nvme.copy import Place
 from pyvfio.cli.nvme.ends import FileEnd, HexEnd, Started
 from pyvfio.cli.nvme.meter import Meter
+from pyvfio.drivers.nvme import SmartLog
 from pyvfio.pci import Address
 
 PIECE = pipe.PIECE
@@ -157,7 +160,7 @@ def test_part_of_a_file_is_copied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 511, 513, PIECE + 1, 20 * PIECE + 7])
 def test_a_tail_is_refused_or_padded(size: int, tmp_path: Path) -> None:
     data = os.urandom(size)
-    with pytest.raises(errors.ArgumentError, match=rf"{size % 512} more than whole .*--pad"):
+    with pytest.raises(errors.ArgumentError, match=rf"end {size % 512} bytes into a block.*--pad"):
         copied(data, tmp_path)
     assert copied(data, tmp_path, pad=True) == data + bytes(-size % 512)
 
@@ -300,3 +303,46 @@ def test_percentiles_of_latencies() -> None:
         "max": 1000,
     }
     assert bench.latency([2e-6])["p50"] == pytest.approx(2.0)
+
+
+def test_a_disk_whose_name_is_misspelt_does_not_become_a_file() -> None:
+    with pytest.raises(errors.KernelError, match="ENOENT"):
+        FileEnd("/dev/no-such-disk", writing=True)
+    assert not Path("/dev/no-such-disk").exists()
+
+
+def health(**changes: Any) -> SmartLog:
+    return dataclasses.replace(SmartLog.parse(bytes(512)), **changes)
+
+
+def test_health_in_words() -> None:
+    good = health(
+        temperature=311,
+        available_spare=100,
+        spare_threshold=10,
+        percentage_used=3,
+        data_read=12_345_678_000_000,
+        power_on_hours=2400,
+        sensors={1: 300},
+    )
+    said = {name: value for name, value, _ in show.rows(good)}
+    assert said["temperature"] == "38 °C"
+    assert said["sensor 1"] == "27 °C"
+    assert said["read"] == "12.35 TB in 0 commands"
+    assert said["powered on"] == "2,400 h (100 days)"
+    assert not any(worrying for _, _, worrying in show.rows(good))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"critical_warning": 4}, "health"),
+        ({"available_spare": 5, "spare_threshold": 10}, "spare"),
+        ({"percentage_used": 100}, "endurance used"),
+        ({"media_errors": 1}, "media errors"),
+        ({"critical_minutes": 1}, "critically warm"),
+    ],
+)
+def test_what_is_worrying_is_marked(changes: dict[str, int], name: str) -> None:
+    marked = {row for row, _, worrying in show.rows(health(**changes)) if worrying}
+    assert marked == {name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import re
 import sys
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     for name in ("source", "destination"):
         argument = parser.add_argument(name, metavar=name.upper(), help="see below")
-        argument.completer = common.addresses  # type: ignore[attr-defined]
+        argument.completer = _places  # type: ignore[attr-defined]
     parser.add_argument(
         "--size", type=sizes.argument, help="so many bytes, as 64MiB (default: all of the source)"
     )
@@ -194,10 +195,15 @@ def _progress_told(source: ends.End, target: ends.End, size: int | None) -> Iter
         try:
             yield meter
         except BaseException:
-            of = "" if size is None else f" of {sizes.words(size)}"
+            of = "" if size is None else f" of {size:,}"
             print(
-                f"pyvfio: {sizes.words(meter.done)}{of} ({meter.done} bytes) of {source.name} were "
-                f"copied; {target.name} is not complete",
+                f"pyvfio: stopped after {meter.done:,}{of} bytes from {source.name}; "
+                f"{target.name} is not complete",
                 file=sys.stderr,
             )
             raise
+
+
+def _places(prefix: str = "", **_: object) -> list[str]:
+    """What an end may be, for tab completion."""
+    return [*common.addresses(), *glob.glob(glob.escape(prefix) + "*")]

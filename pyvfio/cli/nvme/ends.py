@@ -139,17 +139,17 @@ class FileEnd:
             self._empty = True
             if self.again and not self.is_disk:
                 os.ftruncate(fd, 0)
-        while done < len(memory):
-            rest = memory[done:]
-            try:
+        try:
+            while done < len(memory):
+                rest = memory[done:]
                 if self.again:
                     done += os.pwritev(fd, [rest], offset + done)
                 else:
                     done += os.writev(fd, [rest])
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise self._file.refused(error, "write") from None
+        except BrokenPipeError:
+            raise  # the command's frame knows what to do
+        except OSError as error:
+            raise self._file.refused(error, "write") from None
         return Started(memory, _done)
 
     def flush(self) -> None:
@@ -236,7 +236,9 @@ def _open(path: str, *, writing: bool) -> File:
         elif writing and not stat.S_ISREG(mode):
             flags = os.O_CLOEXEC | os.O_WRONLY
     except OSError:
-        pass  # opening it tells what is the matter
+        # Opening it tells what is the matter. A name in /dev is a disk's, misspelt.
+        if os.path.dirname(os.path.abspath(path)) == "/dev":
+            flags &= ~os.O_CREAT
     try:
         fd = os.open(path, flags, 0o666)
     except OSError as error:

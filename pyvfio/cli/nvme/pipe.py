@@ -119,8 +119,8 @@ def _write(target: End, offset: int, memory: memoryview) -> Started:
 def not_whole(what: str, size: int, target: End) -> errors.ArgumentError:
     """The refusal of what ends within a block."""
     return errors.ArgumentError(
-        f"{what} has {size} bytes, {size % target.grain} more than whole blocks of {target.grain} "
-        f"bytes, which {target.name} takes: fill the last one with zeros (--pad), or cut it off"
+        f"{size} bytes of {what} end {size % target.grain} bytes into a block, and {target.name} "
+        f"takes whole blocks of {target.grain}: fill the last one with zeros (--pad), or cut it off"
     )
 
 
