@@ -172,6 +172,21 @@ def test_ctrl_c_at_each_step_gives_back(card: Function, step: int, moment: str) 
     assert card.driver == "e1000e"
 
 
+@pytest.mark.parametrize("step", [5, 6, 7, 8])
+def test_ctrl_c_while_it_is_given_back_waits(card: Function, step: int) -> None:
+    def interrupt(count: int, now: str) -> None:
+        if (count, now) == (step, "before"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def work() -> None:
+        with bound(card.address):
+            assert card.driver == "vfio-pci"
+
+    assert in_child(work, interrupt) == 2
+    assert card.driver == "e1000e"
+    assert interface(card)
+
+
 def test_ctrl_c_in_the_context_gives_back(card: Function) -> None:
     def work() -> None:
         with bound(card.address):
