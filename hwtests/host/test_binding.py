@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -170,6 +170,40 @@ def test_ctrl_c_at_each_step_gives_back(card: Function, step: int, moment: str) 
 
     assert in_child(lambda: bind(card.address), interrupt) == 2
     assert card.driver == "e1000e"
+
+
+@pytest.mark.parametrize("step", [5, 6, 7, 8])
+def test_ctrl_c_while_it_is_given_back_waits(card: Function, step: int) -> None:
+    def interrupt(count: int, now: str) -> None:
+        if (count, now) == (step, "before"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def work() -> None:
+        with bound(card.address):
+            assert card.driver == "vfio-pci"
+
+    assert in_child(work, interrupt) == 2
+    assert card.driver == "e1000e"
+    assert interface(card)
+
+
+def test_ctrl_c_while_it_is_opened_leaves_nothing_open(card: Function) -> None:
+    def work() -> None:
+        real = calls.ioctl
+
+        def ioctl(fd: int, request: Any, argument: Any) -> int:
+            result = real(fd, request, argument)
+            if request == vfio.VFIO_GROUP_GET_DEVICE_FD:
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+        calls.ioctl = ioctl
+        with bound(card.address), pyvfio.open(card.address):
+            pass
+
+    assert in_child(work, lambda count, now: None) == 2
+    assert card.driver == "e1000e"
+    assert interface(card)
 
 
 def test_ctrl_c_in_the_context_gives_back(card: Function) -> None:

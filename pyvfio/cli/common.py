@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +99,25 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
     finally:
         if shown:
             print(f"\r{'':{shown}}\r", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """What ends the command otherwise (SIGTERM, SIGHUP) leaves nothing half done either."""
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        handler = signal.getsignal(number)
+        # One that is ignored (nohup) stays so; None is one that is not Python's, which could not
+        # be put back.
+        if handler not in (signal.SIG_IGN, None):
+            before[number] = handler
+    try:
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def console(*, width: int | None = None) -> Console:

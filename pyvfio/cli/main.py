@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import errors
-from pyvfio.cli import access, binding, buslist, eeh, irqroute, shell, show
+from pyvfio.cli import access, binding, buslist, eeh, irqroute, nvme, shell, show
 
 _EPILOG = """\
 exit codes:
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (buslist, show, binding, access, shell, eeh, irqroute):
+    for module in (buslist, show, binding, access, shell, eeh, irqroute, nvme):
         module.add_commands(commands)
     return top
 

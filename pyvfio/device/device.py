@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from pyvfio import errors
-from pyvfio._sys import File
+from pyvfio._sys import File, signals
 from pyvfio._sys.closing import Closing
 from pyvfio.abi import pci_regs, vfio
 from pyvfio.device import info
@@ -74,14 +74,16 @@ def open(
     """
     function = address if isinstance(address, Function) else Function(address)
     with ExitStack() as stack:
-        if space is None:
-            space = stack.enter_context(open_space())
-        file = space.open_device(function)
-        stack.callback(space.close_device, file)
-        device = Device(function, file, space)
-        stack.callback(device._stop)
-        space.stop_with(file, device._stop)
-        device._start(bus_master)
+        # The kernel takes its time to open a device: Ctrl-C meanwhile must not lose the descriptor.
+        with signals.held_back():
+            if space is None:
+                space = stack.enter_context(open_space())
+            file = space.open_device(function)
+            stack.callback(space.close_device, file)
+            device = Device(function, file, space)
+            stack.callback(device._stop)
+            space.stop_with(file, device._stop)
+            device._start(bus_master)
         device._cleanup = stack.pop_all()
     return device
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 
 from pyvfio import errors
-from pyvfio._sys import sysfs
+from pyvfio._sys import signals, sysfs
 from pyvfio.pci import modules, paths, record
 from pyvfio.pci.address import Address
 from pyvfio.pci.events import wait_until
@@ -114,14 +114,16 @@ def bound(
     """A function bound to a driver within the context, and given back at its end.
 
     One that was bound to this driver before stays so. Arguments and errors are those of
-    :func:`bind`; at its end those of :func:`unbind`, chained to what failed in the block.
+    :func:`bind`; at its end those of :func:`unbind`, chained to what failed in the block. Ctrl-C
+    waits until the function is given back.
     """
     was_bound = not bind(address, driver=driver, force=force, timeout=timeout)
     try:
         yield Function(address)
     finally:
         if not was_bound:
-            unbind(address, timeout=timeout)
+            with signals.held_back():
+                unbind(address, timeout=timeout)
 
 
 def _before(function: Function) -> record.State:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import re
 import shlex
 import subprocess
@@ -110,6 +112,28 @@ def test_binding_and_the_command_line_on_a_host_with_something_to_lose() -> None
     )
     (totals,) = (line for line in said.splitlines() if re.search(r"\d+ passed", line))
     assert "skipped" not in totals
+
+
+def test_a_disk_is_copied_to_another_and_to_a_namespace_with_larger_blocks() -> None:
+    with tempfile.TemporaryDirectory(prefix="pyvfio-disks-") as directory:
+        first, second = Path(directory, "first"), Path(directory, "second")
+        first.write_bytes(random.Random(1).randbytes(8 << 20))
+        second.write_bytes(bytes(8 << 20))
+        disk, other = ADDRESSES["nvme"], "0000:03:00.0"
+        said = on_bench(
+            f"pyvfio nvme copy {other}:1 {disk} --yes --verify && "
+            f"pyvfio nvme copy {disk} {other}:2 --size 8M --yes --verify && "
+            f"pyvfio nvme read {other} --namespace 2 --offset 4K --size 8K | sha256sum",
+            "--qemu-args",
+            f"-drive file={first},format=raw,if=none,id=first "
+            f"-drive file={second},format=raw,if=none,id=second "
+            f"-device nvme,id=disks,serial=disks,bus={X86.spare_port} "
+            "-device nvme-ns,drive=first,bus=disks,nsid=1 -device nvme-ns,drive=second,bus=disks,"
+            "nsid=2,logical_block_size=4096,physical_block_size=4096",
+        )
+        data = first.read_bytes()
+        assert second.read_bytes() == data
+        assert hashlib.sha256(data[4096 : 3 * 4096]).hexdigest() in said
 
 
 def test_the_demo_shows_a_device_at_work_its_isolation_and_the_lost_interrupt() -> None:

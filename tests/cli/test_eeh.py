@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyvfio import eeh, pci
+from pyvfio.cli import common
 from pyvfio.cli.eeh import holding
 from pyvfio.cli.main import main
 from pyvfio.eeh import debugfs, drilling
@@ -166,7 +167,7 @@ def test_a_leftover_reset_is_not_cut_in_two_by_sigterm(
 def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with holding._ended_as_by_ctrl_c():
+        with common.ended_as_by_ctrl_c():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     finally:
@@ -175,7 +176,7 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         signal, "getsignal", lambda number: None if number == signal.SIGHUP else real(number)
     )
-    with holding._ended_as_by_ctrl_c():
+    with common.ended_as_by_ctrl_c():
         assert real(signal.SIGHUP) == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -143,7 +142,7 @@ def _held(options: argparse.Namespace) -> Iterator[tuple[Device, Pe, Steps]]:
     steps = eeh.Steps(None if options.json else _show)
     common.say_if_frozen(function)
     try:
-        with _ended_as_by_ctrl_c():
+        with common.ended_as_by_ctrl_c():
             if host.state.reset_left:
                 steps.do("leftover", lambda: _end_leftover(function))
             with pyvfio.open(function) as device:
@@ -158,25 +157,6 @@ def _end_leftover(function: Function) -> str:
 
     eeh.end_leftover_reset(function)
     return "ended the reset of a process that was killed"
-
-
-@contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """What ends the command otherwise must not leave the PE in reset."""
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        handler = signal.getsignal(number)
-        # One that is ignored (nohup) stays so; None is one that is not Python's, which could not
-        # be put back.
-        if handler not in (signal.SIG_IGN, None):
-            before[number] = handler
-    try:
-        for number in before:
-            signal.signal(number, signal.default_int_handler)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _proof(device: Device) -> Callable[[], str]:

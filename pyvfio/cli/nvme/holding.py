@@ -1,0 +1,129 @@
+"""A controller held for a command: taken from the kernel's driver, and given back."""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pyvfio import errors
+from pyvfio.cli import common
+from pyvfio.cli.nvme.sizes import words
+
+if TYPE_CHECKING:
+    from pyvfio.drivers.nvme import Controller, Namespace
+
+_CLASS_CODE = 0x010802
+
+
+def add_namespace(parser: argparse.ArgumentParser) -> None:
+    """The option --namespace."""
+    parser.add_argument(
+        "--namespace",
+        type=int,
+        metavar="N",
+        help="its number; not needed where there is only one",
+    )
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """The option --yes."""
+    parser.add_argument(
+        "--yes", action="store_true", help="overwrite without asking; needed without a terminal"
+    )
+
+
+@contextmanager
+def opened(
+    address: str,
+    memory: mmap.mmap | None = None,
+    *,
+    queues: int = 1,
+    depth: int = 128,
+    interrupts: bool = True,
+) -> Iterator[Controller]:
+    """The controller at an address, for the while.
+
+    Args:
+        memory: whole pages that it is to reach, from before it is started until after it is
+            stopped.
+        queues: pairs of I/O queues.
+        depth: entries of each.
+        interrupts: False to poll.
+
+    Raises:
+        ArgumentError: the device is no NVMe controller.
+        DeviceInUse: the host uses it.
+        Error: it could not be taken, or does not start.
+    """
+    import pyvfio
+    from pyvfio.drivers import nvme
+
+    function = common.function(address)
+    if function.class_code != _CLASS_CODE:
+        raise errors.ArgumentError(
+            f"{function.address} is no NVMe controller (its class is {function.class_code:#08x}): "
+            "`pyvfio list` shows what there is"
+        )
+    common.say_if_frozen(function)
+    with pyvfio.bound(function.address), pyvfio.open(function) as device:
+        if memory is not None:
+            device.dma.map(memory)
+        with nvme.Controller(
+            device, queues=queues, depth=depth, interrupts=interrupts
+        ) as controller:
+            yield controller
+
+
+def namespace(controller: Controller, number: int | None) -> Namespace:
+    """A controller's namespace by number, or the only one.
+
+    Raises:
+        ArgumentError: there is none of that number, or not exactly one.
+    """
+    found = controller.namespaces
+    if number is None and len(found) == 1:
+        (only,) = found.values()
+        return only
+    if number not in found:
+        there = ", ".join(f"{disk.id} ({words(disk.size)})" for disk in found.values()) or "none"
+        wrong = "say which namespace" if number is None else f"there is no namespace {number}"
+        raise errors.ArgumentError(f"{wrong}; active are: {there}")
+    return found[number]
+
+
+def check_can_ask(options: argparse.Namespace) -> None:
+    """Refuse to overwrite a disk where nobody said that it may be, and nobody can be asked.
+
+    Raises:
+        ArgumentError: it is so.
+    """
+    if not options.yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise errors.ArgumentError(
+            "this overwrites what is on the disk, and there is no terminal to ask at: add --yes"
+        )
+
+
+def ask(options: argparse.Namespace, what: str) -> None:
+    """Say what will be overwritten and ask, unless --yes was given.
+
+    Raises:
+        StateError: the answer was not yes.
+    """
+    if options.yes:
+        return
+    print(f"This overwrites {what}.\nGo on? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise errors.StateError("not confirmed, so nothing was written")
+
+
+def titled(controller: Controller, disk: Namespace) -> str:
+    """A namespace, as people know it."""
+    identity = controller.identity
+    return (
+        f"namespace {disk.id} ({words(disk.size)}) of {controller.device.address}, "
+        f"{identity.model}, serial {identity.serial}"
+    )

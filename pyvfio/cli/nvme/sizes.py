@@ -1,0 +1,52 @@
+"""Sizes, rates and times, as people write them and read them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from pyvfio import errors
+
+_SIZE = re.compile(r"(?P<number>0x[0-9a-f]+|\d+)\s*(?:(?P<unit>[kmgt])(?:ib)?|b)?", re.IGNORECASE)
+_UNITS = "kmgt"
+
+
+def parse(text: str) -> int:
+    """The bytes that "4096", "0x1000", "4K", "64MiB" or "1G" spell: units are powers of 1,024.
+
+    Raises:
+        ArgumentError: it is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise errors.ArgumentError(
+            f"{text!r} is no size: write bytes, or 4K, 1M, 64MiB, 1G (powers of 1024)"
+        )
+    unit = (match["unit"] or "").lower()
+    return int(match["number"], 0) << 10 * (_UNITS.index(unit) + 1 if unit else 0)
+
+
+def argument(text: str) -> int:
+    """The same, for argparse, which shows why a text is refused."""
+    try:
+        return parse(text)
+    except errors.ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def words(size: float) -> str:
+    """A number of bytes: "512 bytes", "4 KiB", "1.5 GiB"."""
+    for exponent, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1 << 10 * exponent:
+            # A whole number where it is one.
+            return f"{size / (1 << 10 * exponent):.1f}".removesuffix(".0") + f" {unit}"
+    return f"{size:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A time: "7 s", "2:05 min", "1:02:03 h"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02} h"
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
