@@ -492,7 +492,7 @@ class Device:
 
 
 class Clock:
-    """Time that passes when it is told to, and for who sleeps."""
+    """Time that passes when it is told to, and, in large steps, for who sleeps."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -501,4 +501,4 @@ class Clock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += max(seconds, 0.1)
