@@ -31,6 +31,7 @@ examples:
   tools/bench run x86 -- tools/hwtest --device 0000:00:04.0
   tools/bench run x86 --qemu-args "-device virtio-rng-pci,bus=spare" -- lspci -nn
   tools/bench run power9 --kernel 64k -- pyvfio list
+  tools/bench run x86 --with fio -- fio --version
   tools/bench shell x86
 
 exit status: the command's own; 124 at the time limit; 125 when the bench itself failed, with the
@@ -68,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel",
         metavar="NAME|PATH",
         help="another of Debian's kernels, by a name that `list` shows, or a kernel image",
+    )
+    booting.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        dest="more",
+        metavar="PACKAGE",
+        help="have this Debian package there, too, in an image of its own; again for more",
     )
     booting.add_argument(
         "--append", default="", metavar="WORDS", help="further words for the kernel command line"
@@ -158,7 +167,7 @@ def _boot(parsed: argparse.Namespace) -> int:
         if not own_kernel.is_file():
             raise BenchError(f"--kernel {own_kernel}: no such file")
     _need_packages(profile.qemu_package, "kmod", "debian-archive-keyring")
-    ours = image.get(profile)
+    ours = image.get(profile, parsed.more)
     options = machine.Options(
         kernel=own_kernel or ours.kernel,
         initrd=ours.initrd,

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +92,10 @@ def cache_directory() -> Path:
     return Path(os.environ.get("PYVFIO_CACHE") or default)
 
 
-def recipe(profile: Profile) -> str:
-    """Hash of all that decides what is in the image of a profile."""
+def recipe(profile: Profile, more: Sequence[str] = ()) -> str:
+    """Hash of all that decides what is in the image of a profile with `more` packages."""
     digest = hashlib.sha256()
-    parts = (SUITE, profile.architecture, profile.kernel_package, profile.modules)
+    parts = (SUITE, profile.architecture, profile.kernel_package, profile.modules, sorted(more))
     digest.update(json.dumps(parts).encode())
     modules = (__file__, cpio.__file__, debian.__file__)
     sources = (*map(Path, modules), *(GUEST / name for name in GUEST_FILES))
@@ -104,13 +104,17 @@ def recipe(profile: Profile) -> str:
     return digest.hexdigest()[:16]
 
 
-def get(profile: Profile) -> Image:
+def get(profile: Profile, more: Sequence[str] = ()) -> Image:
     """The image of a profile, built now if it is not in the cache.
 
     Profiles that differ only in what QEMU emulates share one.
+
+    Args:
+        profile: The emulated host.
+        more: Debian packages to have in it beside PACKAGES.
     """
     images = cache_directory() / "images"
-    image = Image(images / f"{profile.kernel_package}-{recipe(profile)}")
+    image = Image(images / f"{profile.kernel_package}-{recipe(profile, more)}")
     images.mkdir(parents=True, exist_ok=True)
     with _locked(images / f"{profile.kernel_package}.lock"):
         if not image.directory.exists():
@@ -119,7 +123,7 @@ def get(profile: Profile) -> Image:
                 shutil.rmtree(leftover)  # of a build that was killed: we hold its lock
             with tempfile.TemporaryDirectory(dir=images, prefix=unfinished) as scratch:
                 built = Path(scratch, "image")
-                _build(profile, built, Path(scratch))
+                _build(profile, more, built, Path(scratch))
                 # Only a complete image gets the name under which it is looked for.
                 built.rename(image.directory)
             _remove_unused(images)
@@ -144,10 +148,10 @@ def _remove_unused(images: Path) -> None:
             shutil.rmtree(path)
 
 
-def _build(profile: Profile, image: Path, scratch: Path) -> None:
+def _build(profile: Profile, more: Sequence[str], image: Path, scratch: Path) -> None:
     image.mkdir()
     root, compiler = scratch / "root", scratch / "compiler"
-    packages = _fetch(profile.architecture, (*PACKAGES, profile.kernel_package))
+    packages = _fetch(profile.architecture, (*PACKAGES, *more, profile.kernel_package))
     with step("Unpacking") as progress:
         _unpack(packages, root, progress)
     with step("Choosing kernel modules"):
@@ -167,7 +171,7 @@ def _build(profile: Profile, image: Path, scratch: Path) -> None:
     (image / "packages").write_text("".join(f"{path.name}\n" for path in packages))
 
 
-def _fetch(architecture: str, packages: tuple[str, ...]) -> list[Path]:
+def _fetch(architecture: str, packages: Sequence[str]) -> list[Path]:
     directory = cache_directory() / "debian" / f"{SUITE}-{architecture}"
     archive = debian.Archive(directory, architecture, SUITE)
     with (
@@ -175,7 +179,7 @@ def _fetch(architecture: str, packages: tuple[str, ...]) -> list[Path]:
         _locked(directory / "bench.lock"),  # another profile may want the same architecture
     ):
         archive.update(progress)
-        return archive.fetch(packages, ASSUMED, progress)
+        return archive.fetch(packages, [it for it in ASSUMED if it not in packages], progress)
 
 
 def _unpack(packages: list[Path], root: Path, progress: Step) -> None:
