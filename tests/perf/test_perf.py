@@ -176,7 +176,13 @@ def test_rows_are_measured_on_the_host_that_is_named(
     monkeypatch.setattr(cli, "_run_on_bench", run)
     assert cli.main(["--json", "--on", "power8"]) == 0
     assert cli.main(["--json", "--on", "x86", "dma"]) == 0
-    assert asked == [(["read", "write", "ioctl", "dma"], "power8"), (["dma"], "x86")]
+    assert cli.main(["--json", "--on", "x86", "nvme", "dma"]) == 0
+    assert asked == [
+        (["read", "write", "ioctl", "dma"], "power8"),
+        (["dma"], "x86"),
+        (["nvme"], "x86"),  # with another device, and more packages
+        (["dma"], "x86"),
+    ]
     with pytest.raises(SystemExit):
         cli.main(["--on", "vax"])
     assert "power9" in capsys.readouterr().err

@@ -8,4 +8,5 @@ How it is laid out:
     measure.py    contenders take turns, many times, on one processor
     peers.py      other projects, from PyPI into a cache of their own
     report.py     the result as JSON, and the table made of it
+    plot.py       what grows with vectors and depth, as SVG
 """

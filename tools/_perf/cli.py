@@ -13,6 +13,7 @@ from rich.console import Console
 from tools._bench.profiles import PROFILES, X86
 from tools._bench.progress import say, step
 
+from . import plot
 from .peers import Peers
 from .report import Report, result, table
 from .row import Row, Setting
@@ -26,7 +27,7 @@ _BENCH = Path(__file__).parents[1] / "bench"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0 if every row was measured, whatever came out, and 1 otherwise."""
+    """Returns 0 if every row was measured, whatever came out, and plotted; 1 otherwise."""
     parser = _parser()
     options = parser.parse_args(arguments)
     for name in options.rows:
@@ -36,9 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     report = Report(peers={}, results=[], failed={})
     here = [row for row in rows if options.device or not (row.needs_device or options.on)]
     _run_here(here, options.device, report)
-    on_bench = [row for row in rows if row not in here]
-    if on_bench:
-        _run_on_bench(on_bench, options.on or X86.name, report)
+    on_bench: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for row in rows:
+        if row not in here:
+            on_bench.setdefault((row.bench_device, row.packages), []).append(row)
+    for alike in on_bench.values():  # a host for each device, with what is wanted beside it
+        _run_on_bench(alike, options.on or X86.name, report)
     report["results"].sort(key=lambda measured: list(ROWS).index(measured["row"]))
     if options.json:
         json.dump(report, sys.stdout, indent=2)
@@ -47,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         _show(report)
     for name, reason in report["failed"].items():
         say(f"error: {name} was not measured: {reason}")
-    return 1 if report["failed"] else 0
+    drawn = not options.svg or _plotted(report, options.svg)
+    return 0 if drawn and not report["failed"] else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,12 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  tools/perf                            the whole table\n"
         "  tools/perf read write --json\n"
+        "  tools/perf routes nvme --svg plot.svg\n"
         "  tools/perf dma --device 0000:01:00.0  with a device of your own, as root\n"
         "  tools/perf --on power8                on an emulated host: only ratios mean anything\n\n"
         "exit status: 0 if every row was measured, also where an aim is missed; 1 otherwise.",
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="all rows, if none is named")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--svg",
+        type=Path,
+        metavar="FILE",
+        help="also plot routes over vectors and nvme over depth, as far as they were measured",
+    )
     parser.add_argument(
         "--device",
         default="",
@@ -104,11 +116,14 @@ def _run_here(rows: list[Row], device: str, report: Report) -> None:
 
 
 def _run_on_bench(rows: list[Row], host: str, report: Report) -> None:
-    edu = next(device for device in PROFILES[host].devices if device.name == "edu")
+    """Measure rows that take the same device and packages."""
+    wanted, packages = rows[0].bench_device, rows[0].packages
+    device = next(device for device in PROFILES[host].devices if device.name == wanted)
     names = [row.name for row in rows]
-    inside = ("python3", "-m", "tools._perf", *names, "--device", edu.address, "--json")
+    inside = ("python3", "-m", "tools._perf", *names, "--device", device.address, "--json")
+    more = [f"--with={package}" for package in packages]
     run = subprocess.run(
-        (str(_BENCH), "run", host, "--", *inside), stdout=subprocess.PIPE, text=True
+        (str(_BENCH), "run", host, *more, "--", *inside), stdout=subprocess.PIPE, text=True
     )
     try:
         from_bench: Report = json.loads(run.stdout)
@@ -118,6 +133,15 @@ def _run_on_bench(rows: list[Row], host: str, report: Report) -> None:
         return
     report["results"] += from_bench["results"]
     report["failed"] |= from_bench["failed"]
+
+
+def _plotted(report: Report, file: Path) -> bool:
+    try:
+        file.write_text(plot.svg(report))
+    except (ValueError, OSError) as error:
+        say(f"error: --svg {file}: {error}")
+        return False
+    return True
 
 
 def _show(report: Report) -> None:

@@ -69,6 +69,8 @@ class Row:
         unit: of a cost: "ns", "ms", "MiB".
         measure: measures all contenders, taking turns.
         needs_device: it uses VFIO; without a device it runs on the bench.
+        bench_device: the name of the device that it takes there.
+        packages: of Debian, with its peers, that it wants there.
     """
 
     name: str
@@ -77,3 +79,5 @@ class Row:
     comparisons: tuple[Comparison, ...]
     measure: Callable[[Setting], Samples]
     needs_device: bool = False
+    bench_device: str = "edu"
+    packages: tuple[str, ...] = ()

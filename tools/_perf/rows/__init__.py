@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tools._perf.row import Row
 
-from . import dma, imports, ioctl, registers, routes, wakeup
+from . import dma, imports, ioctl, nvme, registers, routes, wakeup
 
 ROWS: dict[str, Row] = {
     row.name: row
@@ -12,6 +12,7 @@ ROWS: dict[str, Row] = {
         *registers.ROWS,
         ioctl.ROW,
         dma.ROW,
+        nvme.ROW,
         routes.ROW,
         wakeup.ROW,
         *imports.ROWS,
