@@ -141,6 +141,8 @@ def test_another_recipe_is_another_image() -> None:
     assert image.recipe(more) != image.recipe(X86)
     described = dataclasses.replace(X86, description="Other words, the same image.")
     assert image.recipe(described) == image.recipe(X86)
+    assert image.recipe(X86, ["fio", "nvme-cli"]) == image.recipe(X86, ["nvme-cli", "fio"])
+    assert image.recipe(X86, ["fio"]) != image.recipe(X86)
 
 
 def test_hosts_of_one_architecture_share_an_image_until_another_kernel_is_wanted() -> None:
@@ -157,12 +159,12 @@ def test_an_interrupted_build_leaves_no_image_and_the_next_one_starts_afresh(
     images = tmp_path / "images"
     (images / f"unfinished-{X86.kernel_package}-killed").mkdir(parents=True)
 
-    def half(profile: profiles.Profile, built: Path, scratch: Path) -> None:
+    def half(profile: profiles.Profile, more: list[str], built: Path, scratch: Path) -> None:
         built.mkdir()
         (built / "linux").write_text("half of a kernel")
         raise KeyboardInterrupt
 
-    def whole(profile: profiles.Profile, built: Path, scratch: Path) -> None:
+    def whole(profile: profiles.Profile, more: list[str], built: Path, scratch: Path) -> None:
         built.mkdir()
         (built / "linux").write_text("kernel")
 
@@ -184,7 +186,7 @@ def test_an_image_nobody_used_for_long_is_removed(
     for path in (old, recent):
         path.mkdir(parents=True)
     os.utime(old, (0, 0))
-    monkeypatch.setattr(image, "_build", lambda profile, built, scratch: built.mkdir())
+    monkeypatch.setattr(image, "_build", lambda profile, more, built, scratch: built.mkdir())
     image.get(X86)
     assert recent.exists()
     assert not old.exists()

@@ -170,3 +170,25 @@ def test_a_host_that_cannot_isolate_a_device_says_what_to_do(words: str, says: s
         f"pyvfio bind {edu}; pyvfio read {edu} bar0+0 2>&1", "--append", words, status=4
     )
     assert says in said
+
+
+def test_nvme_reads_are_measured_and_linux_gets_its_disk_back() -> None:
+    """Few of them; qemu-img and fio are not in this image, and are named as absent."""
+    script = f"""
+from tools._perf import cli
+from tools._perf.rows import nvme
+nvme.READS = dict.fromkeys(nvme.DEPTHS, 100)
+nvme.ROUNDS = 2
+raise SystemExit(cli.main(["nvme", "--device", "{ADDRESSES["nvme"]}", "--json"]))
+"""
+    driver = f"/sys/bus/pci/devices/{ADDRESSES['nvme']}/driver"
+    printed = on_bench(f"python3 -c {shlex.quote(script)} && readlink {driver}")
+    report, linux = json.JSONDecoder().raw_decode(printed)
+    assert Path(printed[linux:].strip()).name == "nvme"
+    [row] = report["results"]
+    assert len(row["costs"]) == 16
+    assert all(cost["min"] > 0 for cost in row["costs"].values())
+    assert {name.partition(": ")[2].partition(",")[0] for name in row["absent"]} == {
+        "qemu-img",
+        "fio",
+    }
