@@ -154,18 +154,16 @@ class Reader:
                 read_into(lba, memory)
 
 
-def _timed(
-    disk: Disk, way: str, read: Callable[[Reader, Sequence[int]], None], depth: int
-) -> float:
+_Read = Callable[[Reader, Sequence[int]], None]
+_Choose = Callable[[Reader, int], Sequence[int]]
+
+
+def _timed(disk: Disk, way: str, read: _Read, depth: int, choose: _Choose) -> float:
     reader = disk.ours(way)
-    lbas = reader.lbas(READS[depth])
+    lbas = choose(reader, READS[depth])
     start = time.perf_counter_ns()
     read(reader, lbas)
     return (time.perf_counter_ns() - start) / len(lbas)
-
-
-def _random(reader: Reader, lbas: Sequence[int]) -> None:
-    reader.many(DEEP, reader.random_lbas(len(lbas)))
 
 
 def _qemu_img(disk: Disk, depth: int) -> float:
@@ -238,14 +236,16 @@ def _fio(disk: Disk, depth: int) -> float:
 def _measure(setting: Setting) -> Samples:
     disk = Disk(setting.device)
     contenders: dict[str, Callable[[], float]] = {}
+    ours: list[tuple[str, int, _Read, _Choose]] = [
+        *((MANY, depth, partial(_many, depth=depth), Reader.lbas) for depth in DEPTHS),
+        (ELSEWHERE, DEEP, partial(_many, depth=DEEP), Reader.random_lbas),
+        (BATCH, DEEP, Reader.batch, Reader.lbas),
+        (ONE, 1, Reader.one, Reader.lbas),
+        (NAIVE, 1, Reader.naive, Reader.lbas),
+    ]
     for way in WAYS:
-        for depth in DEPTHS:
-            many = partial(_many, depth=depth)
-            contenders[of(MANY, depth, way)] = partial(_timed, disk, way, many, depth)
-        contenders[of(BATCH, DEEP, way)] = partial(_timed, disk, way, Reader.batch, DEEP)
-        contenders[of(ELSEWHERE, DEEP, way)] = partial(_timed, disk, way, _random, DEEP)
-        contenders[of(ONE, 1, way)] = partial(_timed, disk, way, Reader.one, 1)
-        contenders[of(NAIVE, 1, way)] = partial(_timed, disk, way, Reader.naive, 1)
+        for name, depth, read, choose in ours:
+            contenders[of(name, depth, way)] = partial(_timed, disk, way, read, depth, choose)
     absent: dict[str, str] = {}
     for program, name, run in (("qemu-img", QEMU, _qemu_img), ("fio", LINUX, _fio)):
         for depth in DEPTHS:
