@@ -95,16 +95,16 @@ class Controller(Closing):
         self._mending = threading.Lock()
         with ExitStack() as stack:
             stack.callback(self._let_go)
-            self._admin = self._make_queue(0, _ADMIN_DEPTH, Line(None, self._diagnose))
-            self._enable()
-            count = min(queues, self._count_of_queues(queues))
+            # Before the controller is enabled: an admin queue that is older than its vector gets no
+            # interrupts from some controllers, QEMU's among them.
             if interrupts:
-                self._vectors = self._enable_vectors(count + 1)
+                self._vectors = self._enable_vectors(queues + 1)
             vectors: list[Vector | None] = list(self._vectors or [None])
             lines = [Line(vector, self._diagnose) for vector in vectors]
+            self._admin = self._make_queue(0, _ADMIN_DEPTH, lines[0])
+            self._enable()
+            count = min(queues, self._count_of_queues(queues))
             # With fewer vectors than queues the last ones share; the admin queue has the first.
-            self._admin.line = lines[0]
-            lines[0].queues.append(self._admin)
             self.queues = tuple(
                 self._make_queue(number, depth, lines[min(number, len(lines) - 1)])
                 for number in range(1, count + 1)
@@ -421,8 +421,7 @@ class Controller(Closing):
             timeout=self.timeout,
         )
         self._everything.append(queue)
-        if number:
-            line.queues.append(queue)
+        line.queues.append(queue)
         return queue
 
     def _enable_vectors(self, count: int) -> Vectors | None:
