@@ -144,10 +144,12 @@ class Nvme:
         enabled: how many times it was enabled.
         becomes_ready, becomes_idle, fatal, gone: what it is like.
         ready: CSTS.RDY.
+        may_interrupt: whether it has vectors; as with QEMU's, the admin queue must find them so.
     """
 
     memory: Memory
     interrupt: Callable[[int], None]
+    may_interrupt: Callable[[], bool]
     page: int = 4096
     stride: int = 4
     most_queues: int = 4
@@ -219,7 +221,7 @@ class Nvme:
             ):
                 iova = self._registers[register] | self._registers[register + 4] << 32
                 self._check(not iova % self.page, f"admin queue at {iova:#x}")
-                rings[0] = _Ring(iova, size + 1, vector=0)
+                rings[0] = _Ring(iova, size + 1, vector=0 if self.may_interrupt() else None)
             self.ready = self.becomes_ready
         elif not now & spec.CC_ENABLE and self.becomes_idle:
             self.reset()
@@ -457,12 +459,15 @@ class Device:
         self.dma = Memory()
         self.msix = modelled_msix(vectors)
         self.msi = SimpleNamespace(count=0)
-        self.nvme = Nvme(self.dma, self._interrupt, **controller)
+        self.nvme = Nvme(self.dma, self._interrupt, self._may_interrupt, **controller)
         self.bars = {0: self.nvme}
         self.can_reset = True
         self.reset_helps = True
         self.resets = 0
         self._bus_master = True
+
+    def _may_interrupt(self) -> bool:
+        return bool(self.msix.file.signalled())  # type: ignore[attr-defined]
 
     def _interrupt(self, vector: int) -> None:
         fd = self.msix.file.signalled().get(vector)  # type: ignore[attr-defined]

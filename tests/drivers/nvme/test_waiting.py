@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,6 +83,19 @@ def test_threads_on_one_line(device: Device, asleep: nvme.Namespace, order: list
             device.nvme.complete(commands[number], 0x006 if number == 1 else 0)
     assert results[0] == results[2] == 0
     assert isinstance(results[1], nvme.InternalError)
+
+
+def test_the_admin_queue_interrupts(
+    device: Device, make: MakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "TICK", LONG)
+    controller = make(depth=8)
+    event = controller.start_admin(nvme.Admin.ASYNC_EVENT_REQUEST)
+    with waiting(event):
+        while not controller._admin.line._asleep:
+            time.sleep(0.001)
+        command = device.nvme.waiting.pop()
+        device.nvme.tell(0, command.identifier)
 
 
 def test_a_thread_that_looks_wakes_another(device: Device, asleep: nvme.Namespace) -> None:
