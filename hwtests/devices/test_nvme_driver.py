@@ -11,12 +11,12 @@ import itertools
 import mmap
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -70,7 +70,8 @@ def content(disk: nvme.Namespace, blocks: int) -> bytes:
 def test_it_says_who_it_is(controller: nvme.Controller, device: Device) -> None:
     identity = controller.identity
     assert identity.vendor_id == device.config.vendor_id
-    assert identity.serial.isprintable() and identity.model.isprintable()
+    assert identity.serial.isprintable()
+    assert identity.model.isprintable()
     assert identity.version in (controller.version, (0, 0, 0))
     assert controller.max_transfer % 4096 == 0
     for number, disk in controller.namespaces.items():
@@ -245,7 +246,8 @@ def test_every_way_that_memory_lies_in_pages(
         view[:] = mark
         disk.read_into(0, view[at : at + size])
         assert view[at : at + size] == wanted[:size], f"{size} bytes at {at}"
-        assert view[:at] == mark[:at] and view[at + size :] == mark[at + size :]
+        assert view[:at] == mark[:at]
+        assert view[at + size :] == mark[at + size :]
         if ON_BENCH:
             data = os.urandom(size)
             view[at : at + size] = data
@@ -313,7 +315,8 @@ def test_every_way_of_waiting(device: Device, interrupts: bool) -> None:
                 reads = [disk.start_read(i, p, queue=queue) for i, p in enumerate(pieces)]
             for read in reversed(reads):
                 read.wait()
-                assert read.done and read.error is None
+                assert read.done
+                assert read.error is None
 
         async def awaited() -> None:
             async def some(first: int) -> None:
@@ -358,7 +361,8 @@ def test_queues_go_round_thousands_of_times(device: Device, depth: int) -> None:
             read.wait()
         assert buffer.view == wanted
         (queue,) = controller.queues
-        assert queue.under_way == 0 and queue.depth == depth
+        assert queue.under_way == 0
+        assert queue.depth == depth
 
 
 @both_ways
@@ -393,7 +397,7 @@ def test_threads_and_event_loops_share_queues(device: Device, interrupts: bool) 
 
         with ThreadPoolExecutor(8) as pool:
             work = [pool.submit(blocking, seed) for seed in range(4)]
-            work += [pool.submit(lambda seed=seed: asyncio.run(awaiting(seed))) for seed in (5, 6)]
+            work += [pool.submit(asyncio.run, awaiting(seed)) for seed in (5, 6)]
             work += [pool.submit(administration) for _ in range(2)]
             for future in work:
                 future.result(WAIT)
@@ -416,6 +420,17 @@ def test_each_queue_has_a_vector_and_no_more_are_taken(function: Function) -> No
         assert vectors() == 0
         with nvme.Controller(device, interrupts=False):
             assert vectors() == 0
+
+
+def test_a_command_is_done_once_what_it_gave_was_handed_over(controller: nvme.Controller) -> None:
+    """Whoever sees that it is done, in whatever thread, finds what comes of it."""
+    seen = []
+    command = controller.start_admin(
+        nvme.Admin.IDENTIFY, 1, size=4096, after=lambda command, view: seen.append(command.done)
+    )
+    command.wait()
+    assert command.done
+    assert seen == [False]
 
 
 # What is let go too early.
@@ -465,42 +480,19 @@ def test_memory_let_go_under_way_is_not_given_to_others(
 
 
 @disturbs
-def test_memory_unmapped_under_way_is_an_error(
+def test_memory_unmapped_under_way_does_no_harm(
     controller: nvme.Controller, disk: nvme.Namespace
 ) -> None:
-    """A large buffer is unmapped at once; the IOMMU stops the device, and the driver goes on."""
+    """A large buffer is unmapped at once; the IOMMU stops the device, the driver goes on."""
     queue = controller.queues[0]
     with queue.batch():
         buffer = controller.space.alloc(2 << 20)
         read = disk.start_read(0, buffer.view[: 16 * disk.block_size], queue=queue)
         buffer.close()
-    with pytest.raises(nvme.NvmeError):
+    with suppress(nvme.NvmeError):  # QEMU's says nothing of it
         read.wait()
+    assert read.done
     assert disk.read(0, 8) == content(disk, 8)
-
-
-def test_an_event_loop_that_was_closed_does_not_stop_others(disk: nvme.Namespace) -> None:
-    queue = disk._controller.queues[0]
-
-    async def waits(read: nvme.Operation) -> None:
-        await read
-
-    loop = asyncio.new_event_loop()
-    with queue.batch():
-        read = disk.start_read(0, bytearray(disk.block_size), queue=queue)
-        read._line = controller_line = read._line
-        task = loop.create_task(waits(read))
-        queue.ring = lambda: None  # type: ignore[method-assign]
-        try:
-            loop.run_until_complete(asyncio.sleep(0))
-        finally:
-            del queue.ring
-        task.cancel()
-        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
-        loop.close()
-    assert controller_line is queue.line
-    read.wait()
-    disk.read(0, 1, queue=queue)
 
 
 # Time and failures.
@@ -543,6 +535,10 @@ class Load:
 
     def stop(self) -> None:
         self._stop = True
+        self.join()
+
+    def join(self) -> None:
+        """Wait until all have ended: stopped, or since the controller was closed."""
         for thread in self._threads:
             thread.join(WAIT)
         assert not any(thread.is_alive() for thread in self._threads), "a wait never ended"
@@ -556,7 +552,7 @@ class Load:
 
     def _check(self, lba: int, data: bytearray | memoryview) -> None:
         block = self._disk.block_size
-        self.wrong += data != self._wanted[lba * block :][: len(data)]
+        self.wrong += bytes(data) != self._wanted[lba * block :][: len(data)]
         self.count += 1
 
     def _goes_on(self, error: errors.Error) -> bool:
@@ -665,7 +661,7 @@ def test_closed_under_load(function: Function, interrupts: bool) -> None:
                 load.until(50)
             finally:
                 controller.close()
-            load.stop()
+            load.join()
             assert not load.wrong
             assert len(load.failures) == 11, load.failures
             assert all("NVMe controller was closed" in str(error) for error in load.failures)
@@ -726,47 +722,13 @@ def test_the_device_closed_first(function: Function) -> None:
     disk = next(iter(controller.namespaces.values()))
     request = controller.start_admin(nvme.Admin.ASYNC_EVENT_REQUEST)
     device.close()
-    for action in (lambda: disk.read(0, 1), request.wait):
+    refused: list[Callable[[], object]] = [partial(disk.read, 0, 1), request.wait]
+    for action in refused:
         with pytest.raises((errors.Closed, errors.StateError)):
             action()
     controller.close()
-    del controller, disk, request
+    del action, refused, controller, disk, request
     assert Holdings.now() == before
-
-
-def test_a_wait_is_interrupted_at_any_moment(
-    controller: nvme.Controller, disk: nvme.Namespace
-) -> None:
-    """As by Ctrl-C: what was asked for goes on, and nothing waits for ever."""
-
-    class Interrupted(BaseException):
-        pass
-
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
-    rng = random.Random(1)
-    wanted = content(disk, 1)
-    buffer = controller.space.alloc(disk.block_size)
-    before = signal.signal(signal.SIGALRM, interrupt)
-    interrupted = 0
-    try:
-        for _ in range(400):
-            read = disk.start_read(0, buffer.view)
-            try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 8e-4))
-                read.wait()
-            except Interrupted:
-                interrupted += 1
-            finally:
-                with suppress(Interrupted):
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-            read.wait()
-            assert buffer.view == wanted
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted > 0
-    assert controller.queues[0].under_way == 0
 
 
 @disturbs
@@ -780,7 +742,7 @@ def test_the_host_takes_the_device_out(function: Function) -> None:
             load = Load(controller, disk)
             load.until(50)
             controller.close()
-            load.stop()
+            load.join()
             assert not load.wrong
             device.close()
             assert removing.wait(WAIT) == 0

@@ -38,9 +38,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def the(driver: str) -> Function:
-    """The one function that this driver has."""
-    (function,) = (function for function in functions() if function.driver == driver)
-    return function
+    """The first function that this driver has."""
+    return next(function for function in functions() if function.driver == driver)
 
 
 @pytest.fixture

@@ -142,13 +142,13 @@ class _Watch:
         self._line = line
         self._loop = loop
         self._mending: asyncio.Future[None] | None = None
-        self._timer = loop.call_later(TICK, self._tick)
         self._vector = line._vector
         self._watch: Watch | None = None
         if self._vector is not None:
             self._watch = self._vector.watch(self._interrupted)
         else:
             self._turn: asyncio.Handle = loop.call_soon(self._poll)
+        self._timer = loop.call_later(TICK, self._tick)
 
     def close(self) -> None:
         self._timer.cancel()
