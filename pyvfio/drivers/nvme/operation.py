@@ -77,7 +77,7 @@ class Operation:
             As :meth:`wait`.
         """
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # it may be raised often, and be others' too
         return 0
 
     def _finish(self, error: Exception | None = None) -> None:

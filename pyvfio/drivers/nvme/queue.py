@@ -205,7 +205,8 @@ class Queue:
         """
         with self._lock:
             if self._refusal is not None:
-                raise self._refusal
+                # One exception for all: without the frames, and their memory, of those before.
+                raise self._refusal.with_traceback(None)
             if self._backlog or not self._running or not work.place(self):
                 self._backlog.append(work)
             if not self._held:
