@@ -15,6 +15,8 @@ def usable_numpy() -> ModuleType:
     Looked for in a process of its own: on a POWER8 emulated by QEMU 7.2, which does not know the
     mffsl instruction that libm uses there, importing numpy ends the process.
     """
+    if "numpy" in sys.modules:
+        return sys.modules["numpy"]
     found = subprocess.run([sys.executable, "-c", "import numpy"], capture_output=True)
     if found.returncode != 0:
         reason = found.stderr.decode(errors="replace").strip().splitlines()[-1:]

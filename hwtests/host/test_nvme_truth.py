@@ -189,7 +189,8 @@ def test_what_is_deallocated_is_that_alone() -> None:
         for id, node in nodes(function, len(before)).items():
             after, block = read_by_linux(node), blocks[id]
             for lba in range(len(after) // block):
-                now, then = (data[lba * block :][:block] for data in (after, before[id]))
+                at = slice(lba * block, (lba + 1) * block)
+                now, then = after[at], before[id][at]
                 assert now == then or (lba in gone[id] and now == bytes(block))
 
 
@@ -263,7 +264,7 @@ def test_a_hundred_under_way_for_a_minute() -> None:
     (node,) = nodes(function, 1).values()
     image = read_by_linux(node)
     for number, generation in enumerate(generations):
-        assert told(image[number * PIECE :][:PIECE]) == (number, generation)
+        assert told(image[number * PIECE : (number + 1) * PIECE]) == (number, generation)
 
 
 _COUNT = 2048  # pieces that are written until the end comes
@@ -327,7 +328,7 @@ def check(image: bytes, block: int, flushed: list[int], cut_short: int) -> None:
     """Each block is whole, and of the generation flushed last, or of the one cut short."""
     perhaps = set(numbers_of(cut_short))
     for number, generation in enumerate(flushed):
-        has = told(image[number * block :][:block])
+        has = told(image[number * block : (number + 1) * block])
         allowed = [generation] + [cut_short] * (number * block // PIECE in perhaps)
         assert has in [(number, generation) for generation in allowed], f"not {allowed}"
         flushed[number] = has[1]  # from now on it is what it is

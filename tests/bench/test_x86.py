@@ -60,7 +60,7 @@ def test_the_hardware_tests_pass_on_every_device_of_the_bench() -> None:
             report = json.loads((reports / name).read_text())
             assert report["device"]["address"] == address
             # What the device really does was tested, and nothing of that left out.
-            module = f"hwtests/devices/test_{name.replace('-', '_')}.py"
+            module = f"hwtests/devices/test_{name.replace('-', '_')}"
             known = [test for test in report["tests"] if test["test"].startswith(module)]
             assert known
             assert [test for test in known if test["outcome"] != "passed"] == []
@@ -87,28 +87,54 @@ def check_forwarding(name: str, tests: list[dict[str, str]]) -> None:
     )
 
 
-def test_the_hardware_tests_pass_on_devices_that_they_know_nothing_of() -> None:
+def several_namespaces(directory: Path, options: str = "") -> str:
+    """QEMU's arguments for an NVMe controller at 0000:04:00.0, with namespaces 1, 3 and 4.
+
+    Args:
+        directory: for what they hold.
+        options: more of the controller's.
+    """
+    words = [
+        "-device pcie-root-port,id=several,chassis=9,slot=9,addr=0x13",
+        f"-device nvme,id=disks,serial=several,bus=several{options}",
+    ]
+    for number, megabytes, block in ((1, 8, 512), (3, 16, 4096), (4, 5, 512)):
+        file = directory / f"namespace-{number}"
+        with file.open("wb") as disk:
+            disk.truncate(megabytes << 20)
+        words += [
+            f"-drive file={file},if=none,id=namespace-{number},format=raw",
+            f"-device nvme-ns,drive=namespace-{number},bus=disks,nsid={number},"
+            f"logical_block_size={block},physical_block_size={block}",
+        ]
+    return " ".join(words)
+
+
+def test_the_hardware_tests_pass_on_devices_that_they_know_nothing_of(tmp_path: Path) -> None:
     said = on_bench(
         "tools/hwtest --device 0000:03:00.0 && "
-        "tools/hwtest --device 0000:04:00.0 -v hwtests/test_interrupts.py",
+        "tools/hwtest --device 0000:04:00.0 -v hwtests/test_interrupts.py "
+        "hwtests/devices/test_nvme_driver.py "
+        "-k 'test_interrupts or vector or namespace or says_who or every_way_of_waiting'",
         "--qemu-args",
         f"-device virtio-rng-pci,bus={X86.spare_port} "
         # More vectors than an x86 host has for all its devices.
-        "-device pcie-root-port,id=many,chassis=9,slot=9,addr=0x13 "
-        "-device nvme,serial=many,msix_qsize=2048,bus=many",
+        + several_namespaces(tmp_path, ",msix_qsize=2048"),
     )
-    (exhausted,) = (line for line in said.splitlines() if "more_vectors_than_the_host" in line)
-    assert "PASSED" in exhausted
+    for test in ("more_vectors_than_the_host", "each_queue_has_a_vector", "each_namespace_is_a"):
+        (outcome,) = (line for line in said.splitlines() if test in line)
+        assert "PASSED" in outcome
 
 
-def test_binding_and_the_command_line_on_a_host_with_something_to_lose() -> None:
+def test_binding_and_the_command_line_on_a_host_with_something_to_lose(tmp_path: Path) -> None:
     port = X86.spare_port
     said = on_bench(
         "python3 -m pytest hwtests/host",
         # Two functions in one group: it is viable only when both are VFIO's.
         "--qemu-args",
         f"-device virtio-rng-pci,bus={port},addr=0.0,multifunction=on "
-        f"-device virtio-rng-pci,bus={port},addr=0.1",
+        f"-device virtio-rng-pci,bus={port},addr=0.1 " + several_namespaces(tmp_path),
+        # For hwtests/host/test_nvme_truth.py.
     )
     (totals,) = (line for line in said.splitlines() if re.search(r"\d+ passed", line))
     assert "skipped" not in totals
