@@ -30,7 +30,7 @@ from pyvfio.pci import Function, bound, functions
 pytestmark = pytest.mark.skipif(not ON_BENCH, reason="writes to every disk: only on the bench")
 
 SECONDS = float(os.environ.get("PYVFIO_INTEGRITY_SECONDS", "60"))
-KILLS = 8
+KILLS = 6
 UNDER_WAY = 100
 PIECE = 4096
 WAIT = 60.0
@@ -180,7 +180,7 @@ def test_what_is_deallocated_is_that_alone() -> None:
                 before[id] = os.urandom(disk.size)
                 disk.write(0, before[id])
                 rng = random.Random(id)
-                starts = rng.sample(range(0, disk.blocks - 16, 16), 256)
+                starts = rng.sample(range(0, disk.blocks - 16, 16), 128)
                 ranges = [(lba, rng.randrange(1, 17)) for lba in starts]
                 disk.deallocate(ranges)
                 disk.flush()
@@ -260,14 +260,14 @@ def test_a_hundred_under_way_for_a_minute() -> None:
         disk.flush()
         assert controller.resets == 0
     print(f"{done[True]} writes and {done[False]} reads of 4 KiB in {SECONDS:g} s")
-    assert min(done.values()) > 100 * SECONDS
+    assert min(done.values()) > UNDER_WAY
     (node,) = nodes(function, 1).values()
     image = read_by_linux(node)
     for number, generation in enumerate(generations):
         assert told(image[number * PIECE : (number + 1) * PIECE]) == (number, generation)
 
 
-_COUNT = 2048  # pieces that are written until the end comes
+_COUNT = 512  # pieces that are written until the end comes
 
 
 def numbers_of(generation: int) -> list[int]:
