@@ -517,6 +517,29 @@ def test_a_command_that_never_ends(controller: nvme.Controller, disk: nvme.Names
     assert disk.read(0, 1) == wanted
 
 
+@disturbs
+def test_registers_out_of_reach_for_a_moment(
+    controller: nvme.Controller, device: Device, disk: nvme.Namespace
+) -> None:
+    """As while somebody resets the device: no command is lost, nor that it has ended."""
+    wanted = content(disk, 8)
+    data = bytearray(8 * disk.block_size)
+    device.memory_decoding = False
+    read = disk.start_read(0, data)
+    device.memory_decoding = True
+    read.wait()
+    assert data == wanted
+    read = disk.start_read(0, data)
+    device.memory_decoding = False
+    end = time.monotonic() + WAIT
+    while not read.done:
+        controller.queues[0].reap()
+        assert time.monotonic() < end
+    device.memory_decoding = True
+    disk.read_many([0] * 300, controller.space.alloc(300 * disk.block_size).view)
+    assert controller.resets == 0
+
+
 class Load:
     """Threads and an event loop that read until they are stopped or refused."""
 

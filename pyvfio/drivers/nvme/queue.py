@@ -234,8 +234,13 @@ class Queue:
     def _ring(self) -> None:
         if self._tail != self._rung and self._running:
             fence()  # the entries before the doorbell
+            try:
+                self._write32(self._tail_doorbell, self._tail)
+            except errors.Error:
+                # The registers are out of reach: while the device is reset, or for good. Whoever
+                # waits finds out which, and rings again.
+                return
             self._rung = self._tail
-            self._write32(self._tail_doorbell, self._tail)
 
     def place(
         self,
@@ -397,10 +402,13 @@ class Queue:
                 at = 3
         self._place_waiting()
         fence()  # the completions were read, and new entries written, before the doorbells
-        self._write32(self._head_doorbell, (word - 3) // 4)
-        if not self._held and self._tail != self._rung:
-            self._rung = self._tail
-            self._write32(self._tail_doorbell, self._tail)
+        try:
+            self._write32(self._head_doorbell, (word - 3) // 4)
+            if not self._held and self._tail != self._rung:
+                self._write32(self._tail_doorbell, self._tail)
+                self._rung = self._tail
+        except errors.Error:
+            pass  # as when ringing; the next head tells of these completions as well
         return len(found), touched
 
     def _place_waiting(self) -> None:
