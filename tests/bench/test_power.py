@@ -49,8 +49,10 @@ def test_the_hardware_tests_pass_on_every_device_of_the_bench(
     # The guest sees nothing of this machine but the checkout.
     with tempfile.TemporaryDirectory(dir=CHECKOUT, prefix=".reports-") as directory:
         reports = Path(directory)
+        # What is the NVMe driver's own, and takes a minute, is seen on one of the two.
+        left_out = "" if page == 65536 else "--ignore=hwtests/devices/test_nvme_driver.py "
         commands = [
-            f"tools/hwtest --device {device.address} "
+            f"tools/hwtest --device {device.address} {left_out}"
             f"--report {shlex.quote(str(reports / device.name))}"
             for device in profile.devices
         ]
