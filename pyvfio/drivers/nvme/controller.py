@@ -620,7 +620,8 @@ class Controller(Closing):
                 # The device is idle: what was under way reaches memory no more.
                 for queue in self._everything:
                     queue.fail(error)
-                self.device.bus_master = True  # off if it had been given up
+                if self._admin.refusal is not None:
+                    self.device.bus_master = True  # it had been given up
                 self._enable()
                 self._count_of_queues(len(self.queues))
                 self._create_queues()
