@@ -148,6 +148,7 @@ class AddressSpace(Closing, ABC):
         max_iova: int | None = None,
         readable: bool = True,
         writable: bool = True,
+        private: bool = False,
     ) -> Mapping:
         """Let devices reach memory that the caller brings.
 
@@ -158,6 +159,7 @@ class AddressSpace(Closing, ABC):
             max_iova: the last address that the device can reach, for one with fewer address bits.
             readable: whether devices may read it.
             writable: whether devices may write it.
+            private: :meth:`iova_of` does not tell of it, since its maker alone knows when it ends.
 
         Raises:
             ArgumentError: the buffer or address is not aligned, or not writable.
@@ -182,7 +184,12 @@ class AddressSpace(Closing, ABC):
                 f"bytes at {address:#x}: make it with alloc(), or with mmap.mmap(-1, size)"
             )
         return self._map_memory(
-            view, iova=iova, max_iova=max_iova, readable=readable, writable=writable
+            view,
+            iova=iova,
+            max_iova=max_iova,
+            readable=readable,
+            writable=writable,
+            private=private,
         )
 
     def alloc(
@@ -319,6 +326,7 @@ class AddressSpace(Closing, ABC):
         max_iova: int | None = None,
         readable: bool = True,
         writable: bool = True,
+        private: bool = False,
     ) -> Mapping:
         with self._lock:
             page = self.page_size
@@ -333,7 +341,7 @@ class AddressSpace(Closing, ABC):
                 self._iovas.free(iova, size)
                 raise
             mapping = self._mappings[iova] = Mapping(self, view, iova)
-            if readable and writable:
+            if readable and writable and not private:
                 insort(self._reached, _reach(mapping, view))
             return mapping
 

@@ -7,7 +7,6 @@ there was room for.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 from pyvfio import errors
@@ -33,9 +32,9 @@ class Burst(Operation):
         "_under_way",
         "_waits",
         "_window",
-        "deadline",
         "expired",
         "name",
+        "timeout",
     )
 
     def __init__(
@@ -69,7 +68,7 @@ class Burst(Operation):
         self._blocks = blocks
         self._size = memory.nbytes // len(lbas)
         self._iovas = range(iova, iova + memory.nbytes, self._size)
-        self._window = window
+        self._window = min(window, queue.depth - 1)
         self.name = name
         self._at = 0  # the first that was not placed
         self._lock = threading.Lock()
@@ -77,7 +76,7 @@ class Burst(Operation):
         self._waits = False  # for room in the queue
         self._failed: Exception | None = None
         self.expired = False
-        self.deadline = 0.0
+        self.timeout = queue.timeout
 
     def place(self, queue: Queue) -> bool:
         """As :meth:`Work.place`."""
@@ -85,7 +84,6 @@ class Burst(Operation):
         if self._failed is not None:
             return True
         under_way, at = self._under_way, self._at
-        self.deadline = time.monotonic() + queue.timeout
         end = min(at + self._window - len(under_way), len(self._lbas))
         identifiers = queue.place_blocks(
             self,
@@ -96,8 +94,9 @@ class Burst(Operation):
             self._lbas[at:end],
             self._iovas[at:end],
         )
-        self._at = at + len(identifiers)
+        # In this order: another thread, that sees all placed and none under way, ends it.
         under_way.update(zip(identifiers, range(at, end), strict=False))
+        self._at = at + len(identifiers)
         self._waits = self._at < end
         return not self._waits
 

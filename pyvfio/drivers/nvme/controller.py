@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -79,9 +79,10 @@ class Controller(Closing):
         self.device = device
         self.timeout = timeout
         self.resets = 0
+        self._most_aborts = 1
         self.queues: tuple[Queue, ...] = ()
         self.namespaces: dict[int, Namespace] = {}
-        self._closed = False
+        self._closed = self._released = False
         self._everything: list[Queue] = []
         self._vectors: Vectors | None = None
         self._registers = _registers(device)
@@ -321,23 +322,47 @@ class Controller(Closing):
         self.refresh()
 
     def refresh(self) -> None:
-        """Find out anew which namespaces there are, and what they are."""
-        _, data = self.admin(
-            Admin.IDENTIFY,
-            Identify.ACTIVE_NAMESPACES,
-            size=identify.SIZE,
-            name="identify active namespaces",
-        )
-        self.namespaces = {
-            id: Namespace(self, id, self.identify_namespace(id))
-            for id in identify.active_namespaces(data)
-        }
+        """Find out anew which namespaces there are, and what they are.
+
+        One that cannot be identified is left out; :meth:`identify_namespace` says why. The objects
+        of those that there were stay, with what is new.
+        """
+        found: dict[int, Namespace] = {}
+        for id in self._active_namespaces():
+            try:
+                identity = self.identify_namespace(id)
+            except (status.CommandFailed, errors.MalformedConfig):
+                continue
+            namespace = found[id] = self.namespaces.get(id) or Namespace(self, id, identity)
+            namespace._update(identity)
+        for id in self.namespaces.keys() - found.keys():
+            self.namespaces[id]._update(None)
+        self.namespaces = found
+
+    def _active_namespaces(self) -> Iterator[int]:
+        if self.version < (1, 1, 0):  # which has no list
+            yield from range(1, self.identity.namespaces + 1)
+            return
+        last = 0
+        while True:
+            _, data = self.admin(
+                Admin.IDENTIFY,
+                Identify.ACTIVE_NAMESPACES,
+                namespace=last,
+                size=identify.SIZE,
+                name="identify active namespaces",
+            )
+            ids = identify.active_namespaces(data)
+            yield from ids
+            if len(ids) < identify.SIZE // 4 or ids[-1] <= last:
+                return
+            last = ids[-1]
 
     def identify_namespace(self, id: int) -> identify.NamespaceIdentity:
         """What a namespace says of itself.
 
         Raises:
-            InvalidNamespace: there is none.
+            InvalidNamespace: there is none, or it is not active.
             MalformedConfig: what it says makes no sense.
             And as :meth:`Operation.wait`.
         """
@@ -348,6 +373,8 @@ class Controller(Closing):
             size=identify.SIZE,
             name=f"identify namespace {id}",
         )
+        if not any(data):
+            raise status.InvalidNamespace(0x00B, f"identify namespace {id}")
         return identify.NamespaceIdentity.parse(data)
 
     def abort(self, command: Command) -> bool:
@@ -363,7 +390,8 @@ class Controller(Closing):
         identifier = command.queue.identifier_of(command)
         if identifier is None:
             return False
-        return not self._start_abort(command.queue, identifier).wait() & 1
+        abort = self._start_abort(command.queue, identifier, command)
+        return abort is not None and not abort.wait() & 1
 
     # Life.
 
@@ -386,10 +414,16 @@ class Controller(Closing):
     def close(self) -> None:
         """Shut the controller down, and give back its memory and vectors; again does nothing.
 
-        What is under way fails with :class:`~pyvfio.errors.Closed`.
+        What is under way fails with :class:`~pyvfio.errors.Closed`. Interrupted, it still gives
+        everything back.
+
+        Raises:
+            ControllerFailed: it did not shut down in time: what was not flushed may be lost.
         """
+        if self._released or (self._closed and self._mending.locked()):
+            return
         with self._mending:
-            if self._closed:
+            if self._released:
                 return
             self._closed = True
             with ExitStack() as steps:
@@ -446,7 +480,16 @@ class Controller(Closing):
         self._admin.run()
 
     def _disable(self) -> None:
-        self._registers.write32(spec.CC, 0)
+        registers = self._registers
+        configuration = registers.read32(spec.CC)
+        if configuration == spec.GONE:
+            raise self._gone()
+        if configuration & spec.CC_ENABLE:
+            # One that is becoming ready is not to be disturbed (Base 2.0, 3.5.1).
+            with suppress(status.ControllerFailed):
+                self._become(spec.CSTS_READY, spec.CSTS_READY, "ready")
+        # All else may change only while it is not enabled.
+        registers.write32(spec.CC, configuration & ~(spec.CC_ENABLE | spec.CC_SHUTDOWN))
         self._become(spec.CSTS_READY, 0, "idle")
 
     def _become(self, mask: int, value: int, what: str, seconds: float = 0.0) -> None:
@@ -515,6 +558,7 @@ class Controller(Closing):
             Admin.IDENTIFY, Identify.CONTROLLER, size=identify.SIZE, name="identify controller"
         )
         self.identity = identify.ControllerIdentity.parse(data)
+        self._most_aborts = self.identity.aborts
         self.max_transfer = self._admin.largest
         if self.identity.transfer_pages:
             # By the register's smallest page, which is ours.
@@ -534,9 +578,17 @@ class Controller(Closing):
         seen = self.resets  # before the look whether somebody is at it
         if self._closed or self._mending.locked():
             return None
+        if any(queue.stopped for queue in self._everything):
+            return partial(
+                self._mend,
+                lambda work: status.ControllerReset("resetting the controller was interrupted"),
+            )
         try:
             now = self._registers.read32(spec.CSTS)
         except errors.Error as error:
+            late = any(queue.expired(time.monotonic()) for queue in self._everything)
+            if isinstance(error, errors.MemoryDisabled) and not late:
+                return None  # as for the moment in which somebody writes its command register
             return partial(self._give_up, error, seen)
         if now == spec.GONE:
             return partial(self._give_up, self._gone(), seen)
@@ -567,15 +619,19 @@ class Controller(Closing):
             queue.line.look()  # what has ended is not late, though nobody may wait there
             for identifier, work, abort in queue.expired(now):
                 if abort is None:
-                    work.expired = True
-                    with suppress(errors.Error):  # it has failed then: there is no controller
-                        self._start_abort(queue, identifier)
+                    if sum(queue.aborts_asked for queue in self._everything) < self._most_aborts:
+                        work.expired = True
+                        with suppress(errors.Error):  # it has failed then: there is no controller
+                            self._start_abort(queue, identifier, work)
                 elif now > abort.asked + _ABORT_SECONDS:
                     return True
         return False
 
-    def _start_abort(self, queue: Queue, identifier: int) -> Command:
-        abort = queue.abort_asked(identifier, time.monotonic())
+    def _start_abort(self, queue: Queue, identifier: int, work: Work) -> Command | None:
+        """Have a command aborted; None if it has ended."""
+        abort = queue.abort_asked(identifier, work, time.monotonic())
+        if abort is None:
+            return None
         return self._admin.command(
             Admin.ABORT,
             queue.number | identifier << 16,
@@ -664,36 +720,49 @@ class Controller(Closing):
     # Closing.
 
     def _shut_down(self) -> None:
-        with suppress(errors.Error):
-            for queue in self.queues:
-                queue.stop()
+        """Let the controller shut down in order, if it is able to (Base 2.0, 3.6.1)."""
+        for queue in self.queues:
+            queue.stop()
+        try:
             now = self._registers.read32(spec.CSTS)
-            if now != spec.GONE and now & spec.CSTS_READY and not now & spec.CSTS_FATAL:
-                for queue in self.queues:
-                    self._do(Admin.DELETE_SUBMISSION_QUEUE, queue.number)
-                    self._do(Admin.DELETE_COMPLETION_QUEUE, queue.number)
-                configuration = self._registers.read32(spec.CC)
-                self._registers.write32(spec.CC, configuration | spec.CC_NORMAL_SHUTDOWN)
-                self._become(
-                    spec.CSTS_SHUTDOWN, spec.CSTS_SHUT_DOWN, "shut down", _SHUTDOWN_SECONDS
-                )
+        except errors.Error:
+            return
+        if now == spec.GONE or not now & spec.CSTS_READY or now & spec.CSTS_FATAL:
+            return
+        with suppress(errors.Error):  # the shutdown does without
+            for queue in self.queues:
+                self._do(Admin.DELETE_SUBMISSION_QUEUE, queue.number)
+                self._do(Admin.DELETE_COMPLETION_QUEUE, queue.number)
+        with suppress(errors.DeviceGone, errors.StateError):
+            configuration = self._registers.read32(spec.CC)
+            self._registers.write32(spec.CC, configuration | spec.CC_NORMAL_SHUTDOWN)
+            seconds = max(_SHUTDOWN_SECONDS, self.identity.shutdown_seconds)
+            self._become(spec.CSTS_SHUTDOWN, spec.CSTS_SHUT_DOWN, "shut down", seconds)
 
     def _let_go(self) -> None:
         """Give everything back, after making sure that the device uses it no more."""
         self._closed = True
         closed = errors.Closed("the NVMe controller was closed")
-        try:
-            self._disable()
-        except errors.Error:
-            with suppress(errors.Error):
-                self.device.bus_master = False
+        # The last one first, and each, whatever becomes of the others.
         with ExitStack() as steps:
+            steps.callback(setattr, self, "_released", True)
             for queue in self._everything:
                 steps.callback(queue.close)
             if self._vectors is not None:
                 steps.callback(self._vectors.close)
             for queue in self._everything:
-                queue.fail(lambda work: closed, refusal=closed)
+                steps.callback(queue.fail, lambda work: closed, refusal=closed)
+            steps.callback(self._silence)
+
+    def _silence(self) -> None:
+        """The controller reaches memory no more."""
+        try:
+            self._disable()
+        except BaseException as error:
+            with suppress(errors.Error):
+                self.device.bus_master = False
+            if not isinstance(error, errors.Error):
+                raise
 
 
 def _registers(device: Device) -> Region:

@@ -29,6 +29,7 @@ class ControllerIdentity:
             controller's smallest page; 0 if there is no limit (MDTS).
         controller_id: its number within the NVM subsystem.
         version: of the specification: major, minor, tertiary. (0, 0, 0) before 1.2.
+        shutdown_seconds: how long an orderly shutdown may take; 0 if it does not tell (RTD3E).
         namespaces: the highest namespace ID there can be.
         aborts: how many Abort commands it takes at a time.
         error_entries: how many entries its error log has.
@@ -47,6 +48,7 @@ class ControllerIdentity:
     transfer_pages: int
     controller_id: int
     version: tuple[int, int, int]
+    shutdown_seconds: float
     namespaces: int
     aborts: int
     error_entries: int
@@ -67,6 +69,7 @@ class ControllerIdentity:
         data = _whole(data)
         vendor_id, serial, model, firmware = struct.unpack_from("<H2x20s40s8s", data)
         transfer_pages, controller_id, version = struct.unpack_from("<BHI", data, 77)
+        shutdown_microseconds = int.from_bytes(data[88:92], "little")
         admin, aborts = struct.unpack_from("<HB", data, 256)
         warning, critical = struct.unpack_from("<HH", data, 266)
         namespaces, commands = struct.unpack_from("<IH", data, 516)
@@ -78,6 +81,7 @@ class ControllerIdentity:
             transfer_pages=transfer_pages,
             controller_id=controller_id,
             version=(version >> 16, version >> 8 & 0xFF, version & 0xFF),
+            shutdown_seconds=shutdown_microseconds / 1e6,
             namespaces=namespaces,
             aborts=aborts + 1,
             error_entries=data[262] + 1,

@@ -159,9 +159,15 @@ class _Watch:
 
     def _interrupted(self) -> None:
         assert self._vector is not None
-        with suppress(errors.Closed):  # and all has ended: the tasks will hear of it
-            self._vector.take()
-        self._line.look()
+        line = self._line
+        # A thread that sleeps on the vector is woken by the event, and takes it.
+        leave = line._asleep
+        if not leave:
+            with suppress(errors.Closed):  # and all has ended: the tasks will hear of it
+                self._vector.take()
+        line.look()
+        if not leave and line._asleep:
+            line._tell()  # the event may have been meant for it
 
     def _poll(self) -> None:
         self._turn = self._loop.call_soon(self._poll)

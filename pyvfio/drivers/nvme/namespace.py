@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
@@ -18,6 +18,9 @@ from pyvfio.drivers.nvme.transfer import Transfer
 
 if TYPE_CHECKING:
     from pyvfio.drivers.nvme.controller import Controller
+
+
+_LONGEST_RANGE = (1 << 32) - 1  # blocks of one range to deallocate
 
 
 class Namespace:
@@ -38,9 +41,16 @@ class Namespace:
         """Made by :class:`~pyvfio.drivers.nvme.controller.Controller`."""
         self._controller = controller
         self.id = id
-        self.identity = identity
-        self.blocks = identity.blocks
-        self.block_size = identity.current.block_size
+        self._update(identity)
+
+    def _update(self, identity: NamespaceIdentity | None) -> None:
+        """It was formatted, or is no more."""
+        if identity is None:
+            self.blocks = 0
+        else:
+            self.identity = identity
+            self.blocks = identity.blocks
+            self.block_size = identity.current.block_size
 
     @property
     def size(self) -> int:
@@ -61,6 +71,7 @@ class Namespace:
             Unsupported: its blocks carry metadata, or are larger than what a command moves.
             And as :meth:`Operation.wait`.
         """
+        self._check(lba, blocks)
         data = bytearray(blocks * self.block_size)
         self.start_read(lba, data, queue=queue).wait()
         return data
@@ -153,12 +164,13 @@ class Namespace:
         """Start a :meth:`deallocate`."""
         if not self._controller.identity.can_deallocate:
             raise errors.Unsupported("the controller has no Dataset Management command")
+        for lba, blocks in ranges:
+            self._check(lba, blocks)
+        ranges = list(_cut(ranges))
         if not 0 < len(ranges) <= spec.MOST_RANGES:
             raise errors.RangeError(
                 f"1 to {spec.MOST_RANGES} ranges can be deallocated at a time, not {len(ranges)}"
             )
-        for lba, blocks in ranges:
-            self._check(lba, blocks)
         buffer = self._controller.space.alloc(16 * len(ranges))
         for index, (lba, blocks) in enumerate(ranges):
             struct.pack_into("<IIQ", buffer.view, 16 * index, 0, blocks, lba)
@@ -233,7 +245,7 @@ class Namespace:
             )
         self._check(lba, blocks)
         controller = self._controller
-        queue = controller.queues[0] if queue is None else queue
+        queue = self._queue(queue)
         iova = self._iova_of(memory)
         if iova is not None and memory.nbytes <= controller.max_transfer:
             return queue.command(
@@ -273,8 +285,9 @@ class Namespace:
         depth: int,
         queue: Queue | None,
     ) -> Operation:
-        if hasattr(lbas, "tolist"):
-            lbas = lbas.tolist()
+        # A list of our own, which nobody changes while it is worked through.
+        numbers = lbas.tolist() if hasattr(lbas, "tolist") else lbas
+        lbas = [operator.index(number) for number in numbers]
         view = _bytes(memoryview(memory))
         size = blocks * self.block_size
         if not lbas or blocks < 1 or view.nbytes != len(lbas) * size:
@@ -286,7 +299,6 @@ class Namespace:
             raise errors.ArgumentError(
                 f"a command moves {self._controller.max_transfer} bytes at most, not {size}"
             )
-        operator.index(sum(lbas))  # a float among them is refused while nothing has begun
         if depth < 1:
             raise errors.ArgumentError(f"a depth of {depth} gets nowhere")
         self._check(min(lbas), blocks)
@@ -313,9 +325,16 @@ class Namespace:
         return burst
 
     def _queue(self, queue: Queue | None) -> Queue:
-        return self._controller.queues[0] if queue is None else queue
+        queues = self._controller.queues
+        if queue is None:
+            return queues[0]
+        if queue not in queues:
+            raise errors.ArgumentError(f"{queue!r} is none of this controller's I/O queues")
+        return queue
 
     def _check(self, lba: int, blocks: int) -> None:
+        if not self.blocks:
+            raise errors.StateError(f"there is no namespace {self.id} any more")
         if lba < 0 or blocks < 1 or lba + blocks > self.blocks:
             raise errors.RangeError(
                 f"namespace {self.id} has blocks 0 to {self.blocks - 1}: "
@@ -340,3 +359,10 @@ def _bytes(memory: memoryview) -> memoryview:
     if not memory.c_contiguous:
         raise errors.ArgumentError("data must lie in contiguous memory")
     return memory.cast("B") if memory.nbytes else memory
+
+
+def _cut(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same blocks, in ranges whose lengths fit 32 bits."""
+    for lba, blocks in ranges:
+        for start in range(lba, lba + blocks, _LONGEST_RANGE):
+            yield start, min(_LONGEST_RANGE, lba + blocks - start)

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
+from pyvfio import errors
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -70,12 +72,19 @@ class Operation:
                     yield from future
         return self.result()
 
+    async def wait_async(self) -> int:
+        """The same as awaiting it, as a coroutine, which can be made a task."""
+        return await self
+
     def result(self) -> int:
         """What it gave: of a command, dword 0 of its completion; 0 of everything else.
 
         Raises:
-            As :meth:`wait`.
+            StateError: it is under way.
+            And as :meth:`wait`.
         """
+        if not self.done:
+            raise errors.StateError("it has not ended: wait for it first")
         if self.error is not None:
             raise self.error.with_traceback(None)  # it may be raised often, and be others' too
         return 0

@@ -37,12 +37,12 @@ class Work(Protocol):
     """What is done by one or more commands of a queue.
 
     Attributes:
-        deadline: when its commands have taken too long (:func:`time.monotonic`).
-        expired: whether one of them is being aborted for that.
+        timeout: seconds that each of its commands may take once it is placed.
+        expired: whether one of them has taken longer, and is being aborted.
         name: what it does, for people.
     """
 
-    deadline: float
+    timeout: float
     expired: bool
 
     @property
@@ -130,6 +130,8 @@ class Queue:
         self._words = self._completions.view.cast("I")
         self._end = len(self._words)
         self._backlog: deque[Work] = deque()
+        # Work with commands that have ended, to be told; whoever does so may be interrupted.
+        self._ended: deque[Work] = deque()
         self._refusal: Exception | None = None
         self._held = 0
         self._running = False
@@ -138,6 +140,7 @@ class Queue:
     def _start_anew(self) -> None:
         self._completions.view[:] = bytes(self._completions.size)
         self._work: list[Work | None] = [None] * self.depth
+        self._deadlines = [0.0] * self.depth
         self._free = list(range(self.depth - 1))
         self._aborts: dict[int, Abort] = {}
         self._tail = self._rung = 0
@@ -260,6 +263,7 @@ class Queue:
             return None
         identifier = self._free.pop()
         self._work[identifier] = work
+        self._deadlines[identifier] = time.monotonic() + work.timeout
         tail = self._tail
         ENTRY.pack_into(
             self._entries,
@@ -292,6 +296,7 @@ class Queue:
         """
         free, entries, table, depth = self._free, self._entries, self._work, self.depth
         pack, page = ENTRY.pack_into, self._page
+        deadlines, deadline = self._deadlines, time.monotonic() + work.timeout
         tail = self._tail
         identifiers = []
         for lba, iova in zip(lbas, iovas, strict=False):
@@ -299,6 +304,7 @@ class Queue:
                 break
             identifier = free.pop()
             table[identifier] = work
+            deadlines[identifier] = deadline
             second = 0
             if (iova & page - 1) + size > page:
                 second = self._second_pointer(identifier, iova, size)
@@ -348,27 +354,26 @@ class Queue:
         """Take the completions that there are, without waiting.
 
         Returns:
-            How many there were.
+            0 if there was nothing to do.
         """
         # A look without the lock, which costs as much as all of it.
-        if self._words[self._word] & _PHASE != self._phase:
+        if self._words[self._word] & _PHASE != self._phase and not self._ended:
             return 0
         with self._lock:
-            count, touched = self._take()
-            if not count:
-                return 0
-            self._held += 1
-        try:
-            for work in touched:
+            count = self._take()
+        if not self._ended:
+            return count
+        with self.batch():
+            while self._ended:
+                try:
+                    work = self._ended.popleft()
+                except IndexError:  # another thread was quicker
+                    break
+                count += 1
                 work.advance()
-        finally:
-            with self._lock:
-                self._held -= 1
-                if not self._held:
-                    self._ring()
         return count
 
-    def _take(self) -> tuple[int, list[Work]]:
+    def _take(self) -> int:
         words, word, phase, end = self._words, self._word, self._phase, self._end
         found = []
         while (entry := words[word]) & _PHASE == phase:
@@ -378,15 +383,18 @@ class Queue:
                 word = 3
                 phase ^= _PHASE
         if not found or not self._running:
-            return 0, []
+            return 0
         fence()  # what the device wrote before is there: dword 0, and the data
         at, self._word, self._phase = self._word, word, phase
         table, free, aborts = self._work, self._free, self._aborts
-        touched: list[Work] = []
+        ended = self._ended
         for entry in found:
             identifier = entry & 0xFFFF
             work = table[identifier] if identifier < self.depth else None
             if work is not None:
+                work.completed(identifier, entry >> _STATUS_SHIFT, words[at - 3])
+                if not ended or ended[-1] is not work:
+                    ended.append(work)
                 table[identifier] = None
                 abort = aborts.get(identifier) if aborts else None
                 if abort is None:
@@ -394,9 +402,6 @@ class Queue:
                 elif abort.answered:
                     del aborts[identifier]
                     free.append(identifier)
-                work.completed(identifier, entry >> _STATUS_SHIFT, words[at - 3])
-                if not touched or touched[-1] is not work:
-                    touched.append(work)
             at += 4
             if at > end:
                 at = 3
@@ -409,7 +414,7 @@ class Queue:
                 self._rung = self._tail
         except errors.Error:
             pass  # as when ringing; the next head tells of these completions as well
-        return len(found), touched
+        return len(found)
 
     def _place_waiting(self) -> None:
         while self._backlog and self._backlog[0].place(self):
@@ -423,7 +428,7 @@ class Queue:
             return [
                 (identifier, work, self._aborts.get(identifier))
                 for identifier, work in enumerate(self._work)
-                if work is not None and work.deadline < now
+                if work is not None and self._deadlines[identifier] < now
             ]
 
     def identifier_of(self, work: Work) -> int | None:
@@ -431,9 +436,17 @@ class Queue:
         with self._lock:
             return self._work.index(work) if work in self._work else None
 
-    def abort_asked(self, identifier: int, now: float) -> Abort:
-        """A command is going to be aborted."""
+    @property
+    def aborts_asked(self) -> int:
+        """How many aborts of its commands the controller has not answered."""
         with self._lock:
+            return sum(not abort.answered for abort in self._aborts.values())
+
+    def abort_asked(self, identifier: int, work: Work, now: float) -> Abort | None:
+        """A command is going to be aborted; None if it has ended meanwhile."""
+        with self._lock:
+            if self._work[identifier] is not work:
+                return None
             abort = self._aborts[identifier] = Abort(now)
             return abort
 
@@ -456,6 +469,11 @@ class Queue:
             self._refusal = None
             self._place_waiting()
             self._ring()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether commands wait for a controller that is to come back."""
+        return not self._running and self._refusal is None
 
     def stop(self) -> None:
         """The controller takes no commands for now: they wait."""
@@ -503,9 +521,8 @@ class Command(Operation):
         "_name",
         "_queue",
         "_result",
-        "_timeout",
-        "deadline",
         "expired",
+        "timeout",
     )
 
     def __init__(
@@ -543,8 +560,7 @@ class Command(Operation):
         self._after = after
         self._result = 0
         self._name = name
-        self._timeout = timeout
-        self.deadline = 0.0
+        self.timeout = timeout
         self.expired = False
 
     @property
@@ -572,7 +588,6 @@ class Command(Operation):
 
     def place(self, queue: Queue) -> bool:
         """As :meth:`Work.place`."""
-        self.deadline = time.monotonic() + self._timeout
         return queue.place(self, *self._entry) is not None
 
     def completed(self, identifier: int, field: int, result: int) -> None:

@@ -218,6 +218,10 @@ class WriteToReadOnlyRange(CommandFailed, status=0x182):
     """Attempted Write to Read Only Range."""
 
 
+class CommandSizeLimitExceeded(CommandFailed, status=0x183):
+    """Command Size Limit Exceeded."""
+
+
 # Media and data integrity.
 
 

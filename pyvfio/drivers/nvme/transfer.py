@@ -32,6 +32,7 @@ class Transfer(Operation):
     """A read or write."""
 
     __slots__ = (
+        "_block_size",
         "_buffers",
         "_failed",
         "_iova",
@@ -71,7 +72,8 @@ class Transfer(Operation):
             timeout: seconds for each command; None for the queue's.
         """
         super().__init__(queue.line)
-        self._namespace = namespace
+        self._namespace = namespace.id
+        self._block_size = namespace.block_size  # now: formatting may change it
         self._queue = queue
         self._opcode = opcode
         self._memory: memoryview | None = memory
@@ -81,7 +83,7 @@ class Transfer(Operation):
         if self._iova is None and memory.nbytes >= WORTH_MAPPING:
             # Not whole pages, or more than may be locked: it is copied.
             with suppress(errors.ArgumentError, errors.KernelError):
-                self._mapping = space.map(memory)
+                self._mapping = space.map(memory, private=True)
                 self._iova = self._mapping.iova
         self._window = _UNDER_WAY
         self._buffers: list[DmaBuffer] = []
@@ -105,7 +107,7 @@ class Transfer(Operation):
             self._go_on()
 
     def _cut(self, lba: int, size: int, largest: int) -> Iterator[tuple[int, int, int]]:
-        block = self._namespace.block_size
+        block = self._block_size
         for offset in range(0, size, largest):
             yield lba + offset // block, offset, min(largest, size - offset)
 
@@ -156,13 +158,13 @@ class Transfer(Operation):
                     self._buffers.append(buffer)
                 self._go_on()
 
-        blocks = size // self._namespace.block_size
+        blocks = size // self._block_size
         self._queue.command(
             self._opcode,
             lba & 0xFFFFFFFF,
             lba >> 32,
             blocks - 1,
-            namespace=self._namespace.id,
+            namespace=self._namespace,
             memory=memory if buffer is None else buffer.view,
             iova=iova,
             size=size,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pyvfio.drivers import nvme
-from pyvfio.drivers.nvme import burst, controller, line, queue
+from pyvfio.drivers.nvme import controller, line, queue
 
 from .model import Clock, Device
 
@@ -18,7 +18,7 @@ MakeController = Callable[..., nvme.Controller]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time by which commands are too late; waiting takes real time, and looks often."""
     clock = Clock()
-    for module in (burst, controller, queue):
+    for module in (controller, queue):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(line, "TICK", 0.01)
     return clock

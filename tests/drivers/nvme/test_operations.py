@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pyvfio.drivers import nvme
-from pyvfio.drivers.nvme import Io, Operation, burst, controller, queue
+from pyvfio.drivers.nvme import Io, Operation, controller, queue
 from pyvfio.drivers.nvme.queue import Queue
 
 from .model import ABORTED, BLOCK, Clock, Device, Submission
@@ -67,7 +67,7 @@ class Operations(RuleBasedStateMachine):
         self.tasks: dict[int, Task] = {}
         self.number = 0
         self.patch = pytest.MonkeyPatch()
-        for module in (burst, controller, queue):
+        for module in (controller, queue):
             self.patch.setattr(module, "time", self.clock)
         finish = Operation._finish
 

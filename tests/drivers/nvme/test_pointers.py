@@ -50,7 +50,7 @@ def test_pointers(place: tuple[int, int, int], many: bool) -> None:
     memory = Memory()
     queue = make_queue(memory, page)
     before = bytes(queue._lists.view)
-    work: Any = object()
+    work: Any = SimpleNamespace(timeout=1.0)
     if many:
         (identifier,) = queue.place_blocks(work, 2, 1, size, 0, [7], [iova])
     else:
@@ -81,7 +81,7 @@ def test_many_are_as_each(lbas: list[int], offset: int, pages: int, opcode: int)
     """place_blocks() writes what place() does, and as many as there is room for."""
     size = pages % 5 * 4096 + 512
     iovas = [4 * offset + size * number for number in range(len(lbas))]
-    work: Any = object()
+    work: Any = SimpleNamespace(timeout=1.0)
     memory = Memory()
     one, other = make_queue(memory, 4096), make_queue(memory, 4096)
     placed = one.place_blocks(work, opcode, 3, size, 7, lbas, iovas)

@@ -19,11 +19,12 @@ TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
 @given(
     vendor=U16, serial=TEXT, model=TEXT, pages=U8, number=U16, version=U32, admin=U16, commands=U16,
     aborts=U8, entries=U8, namespaces=U32, warning=U16, critical=U16, capacity=U128, cache=U8,
+    shutdown=U32,
 )  # fmt: skip
 def test_a_controller(
     vendor: int, serial: str, model: str, pages: int, number: int, version: int, admin: int,
     commands: int, aborts: int, entries: int, namespaces: int, warning: int, critical: int,
-    capacity: int, cache: int,
+    capacity: int, cache: int, shutdown: int,
 ) -> None:  # fmt: skip
     data = bytearray(4096)
     struct.pack_into("<H", data, 0, vendor)
@@ -33,6 +34,7 @@ def test_a_controller(
     data[77] = pages
     struct.pack_into("<H", data, 78, number)
     struct.pack_into("<I", data, 80, version)
+    struct.pack_into("<I", data, 88, shutdown)
     struct.pack_into("<H", data, 256, admin)
     data[258], data[262], data[525] = aborts, entries, cache
     struct.pack_into("<HH", data, 266, warning, critical)
@@ -47,6 +49,7 @@ def test_a_controller(
         transfer_pages=pages,
         controller_id=number,
         version=(version >> 16, version >> 8 & 255, version & 255),
+        shutdown_seconds=shutdown / 1e6,
         namespaces=namespaces,
         aborts=aborts + 1,
         error_entries=entries + 1,
