@@ -252,6 +252,17 @@ def test_an_interrupted_copy_says_how_far_it_got(number: signal.Signals) -> None
     assert kernel_reads(0, done) == noise(20 * MIB, 7)[:done]
 
 
+def test_what_ends_a_command_that_only_looks_gives_the_disk_back_too() -> None:
+    with subprocess.Popen(["pyvfio", "nvme", "identify", DISK], stderr=subprocess.PIPE) as looking:
+        end = time.monotonic() + WAIT
+        while Function(DISK).driver != "vfio-pci" and time.monotonic() < end:
+            time.sleep(0.001)
+        looking.send_signal(signal.SIGTERM)
+        assert looking.stderr is not None
+        assert "interrupted" in looking.stderr.read().decode()
+        assert looking.wait(WAIT) == 130
+
+
 @pytest.mark.parametrize("how", [[], ["--polled", "--queues", "2", "--batch"]])
 def test_bench_measures(how: list[str]) -> None:
     pattern = "sequential-read" if how else "random-write"

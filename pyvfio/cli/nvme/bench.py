@@ -92,17 +92,13 @@ def run(options: argparse.Namespace) -> None:
         pieces = max(2 * pieces, min(_BATCH * pieces, _BATCH_BYTES // options.size))
     part = -(-pieces * options.size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, part * options.queues)
-    with (
-        common.ended_as_by_ctrl_c(),
-        holding.opened(
-            options.address,
-            memory,
-            queues=options.queues,
-            # A queue of N entries holds N - 1 commands.
-            depth=max(options.depth + 1, 2),
-            interrupts=not options.polled,
-        ) as controller,
-    ):
+    with holding.opened(
+        options.address,
+        memory,
+        queues=options.queues,
+        depth=options.depth + 1,  # a queue of N entries holds N - 1 commands
+        interrupts=not options.polled,
+    ) as controller:
         disk = holding.namespace(controller, options.namespace)
         _check_size(options.size, disk, controller)
         if writing and not options.yes:

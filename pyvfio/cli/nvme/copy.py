@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     _check_places(source_place, target_place)
     if target_place.address is not None:
         holding.check_can_ask(options)
-    with common.ended_as_by_ctrl_c(), ExitStack() as stack:
+    with ExitStack() as stack:
         pieces = pipe.Pieces(options.size)
         # Files first: a disk of the kernel's is claimed thereby, and is not taken from under us.
         files = {

@@ -45,7 +45,7 @@ def opened(
     depth: int = 128,
     interrupts: bool = True,
 ) -> Iterator[Controller]:
-    """The controller at an address, for the while.
+    """The controller at an address, for the while; SIGTERM and SIGHUP give it back as Ctrl-C does.
 
     Args:
         memory: whole pages that it is to reach, from before it is started until after it is
@@ -69,7 +69,11 @@ def opened(
             "`pyvfio list` shows what there is"
         )
     common.say_if_frozen(function)
-    with pyvfio.bound(function.address), pyvfio.open(function) as device:
+    with (
+        common.ended_as_by_ctrl_c(),
+        pyvfio.bound(function.address),
+        pyvfio.open(function) as device,
+    ):
         if memory is not None:
             device.dma.map(memory)
         with nvme.Controller(

@@ -82,7 +82,7 @@ def run_read(options: argparse.Namespace) -> None:
         raise errors.ArgumentError("--hex goes to standard output: redirect it instead of -o")
     pieces = pipe.Pieces(options.size)
     target: ends.End
-    with common.ended_as_by_ctrl_c(), holding.opened(options.address, pieces.memory) as controller:
+    with holding.opened(options.address, pieces.memory) as controller:
         disk = holding.namespace(controller, options.namespace)
         lba = _first(disk, options)
         count = _blocks(disk, options) * disk.block_size
@@ -106,7 +106,7 @@ def run_read(options: argparse.Namespace) -> None:
 
 def run_write(options: argparse.Namespace) -> None:
     holding.check_can_ask(options)
-    with common.ended_as_by_ctrl_c(), closing(ends.FileEnd(options.file, writing=False)) as source:
+    with closing(ends.FileEnd(options.file, writing=False)) as source:
         pieces = pipe.Pieces(source.size)
         with holding.opened(options.address, pieces.memory) as controller:
             disk = holding.namespace(controller, options.namespace)
