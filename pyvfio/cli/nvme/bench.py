@@ -99,6 +99,10 @@ def run(options: argparse.Namespace) -> None:
         depth=options.depth + 1,  # a queue of N entries holds N - 1 commands
         interrupts=not options.polled,
     ) as controller:
+        # What there is of it: it is measured, and reported.
+        options.queues = len(controller.queues)
+        options.depth = min(options.depth, controller.queues[0].depth - 1)
+        options.polled = not controller.interrupts
         disk = holding.namespace(controller, options.namespace)
         _check_size(options.size, disk, controller)
         if writing and not options.yes:
@@ -201,7 +205,7 @@ class Job:
     def _one_by_one(self, over: Callable[[], bool]) -> int:
         start = self._disk.start_write if self._writing else self._disk.start_read
         queue, size = self._queue, self._size
-        slots = [self._memory[at : at + size] for at in range(0, len(self._memory), size)]
+        slots = [self._memory[at : at + size] for at in range(0, self._depth * size, size)]
         done = 0
         under_way: deque[Any] = deque()
         for lba, slot in zip(self.lbas(), cycle(slots)):
