@@ -252,11 +252,24 @@ def test_an_interrupted_copy_says_how_far_it_got(number: signal.Signals) -> None
     assert kernel_reads(0, done) == noise(20 * MIB, 7)[:done]
 
 
+def test_what_ends_a_command_that_only_looks_gives_the_disk_back_too() -> None:
+    with subprocess.Popen(["pyvfio", "nvme", "identify", DISK], stderr=subprocess.PIPE) as looking:
+        end = time.monotonic() + WAIT
+        while Function(DISK).driver != "vfio-pci" and time.monotonic() < end:
+            time.sleep(0.001)
+        looking.send_signal(signal.SIGTERM)
+        assert looking.stderr is not None
+        assert "interrupted" in looking.stderr.read().decode()
+        assert looking.wait(WAIT) == 130
+
+
 @pytest.mark.parametrize("how", [[], ["--polled", "--queues", "2", "--batch"]])
 def test_bench_measures(how: list[str]) -> None:
     pattern = "sequential-read" if how else "random-write"
     arguments = ["bench", DISK, "--pattern", pattern, "--seconds", "0.5", "--depth", "8", "--yes"]
     result = json.loads(nvme(*arguments, *how, "--json")[0])
+    done = [result[name] for name in ("queues", "depth", "polled", "batch")]
+    assert done == ([2, 8, True, True] if how else [1, 8, False, False])
     assert result["commands"] > 0
     assert result["iops"] == pytest.approx(result["commands"] / result["seconds"])
     times = result["latency"]
@@ -264,6 +277,7 @@ def test_bench_measures(how: list[str]) -> None:
 
 
 def test_bench_shows_a_table() -> None:
-    shown = nvme("bench", DISK, "--seconds", "0.1")[0].decode()
-    assert "random-read, 4 KiB, 64 under way, interrupts, one by one" in shown
+    # More than QEMU's queues hold.
+    shown = nvme("bench", DISK, "--seconds", "0.1", "--depth", "3000")[0].decode()
+    assert "random-read, 4 KiB, 2047 under way, interrupts, one by one" in shown
     assert "p99.9" in shown

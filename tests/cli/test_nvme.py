@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -80,7 +81,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "4KB", "1P", "0xg", "4 K 1"])
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(errors.ArgumentError, match="64MiB"):
+    with pytest.raises(argparse.ArgumentTypeError, match="64MiB"):
         sizes.parse(text)
 
 

@@ -8,12 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio.cli import common
-from pyvfio.cli.nvme import contents, holding, sizes
+from pyvfio.cli.nvme import holding, show, sizes
 
 if TYPE_CHECKING:
     from pyvfio.drivers.nvme import Controller, Namespace, Queue
@@ -56,7 +56,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--pattern", choices=PATTERNS, default=PATTERNS[0], help=f"default: {PATTERNS[0]}"
     )
     parser.add_argument(
-        "--size", type=sizes.argument, default="4K", help="of one command (default: 4K)"
+        "--size", type=sizes.parse, default="4K", help="of one command (default: 4K)"
     )
     parser.add_argument(
         "--depth", type=int, default=64, metavar="N", help="under way in each queue (default: 64)"
@@ -77,9 +77,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(options: argparse.Namespace) -> None:
     import mmap
 
-    for name, least in (("depth", 1), ("queues", 1), ("size", 1)):
-        if getattr(options, name) < least:
-            raise errors.ArgumentError(f"--{name} is at least {least}")
+    for name in ("depth", "queues", "size"):
+        sizes.at_least(1, f"--{name}", getattr(options, name))
     if not options.seconds > 0:
         raise errors.ArgumentError("--seconds is more than 0")
     writing = options.pattern.endswith("write")
@@ -92,27 +91,26 @@ def run(options: argparse.Namespace) -> None:
         pieces = max(2 * pieces, min(_BATCH * pieces, _BATCH_BYTES // options.size))
     part = -(-pieces * options.size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, part * options.queues)
-    with (
-        common.ended_as_by_ctrl_c(),
-        holding.opened(
-            options.address,
-            memory,
-            queues=options.queues,
-            # A queue of N entries holds N - 1 commands.
-            depth=max(options.depth + 1, 2),
-            interrupts=not options.polled,
-        ) as controller,
-    ):
+    with holding.opened(
+        options.address,
+        memory,
+        queues=options.queues,
+        depth=options.depth + 1,  # a queue of N entries holds N - 1 commands
+        interrupts=not options.polled,
+    ) as controller:
+        # What there is of it: it is measured, and reported.
+        options.queues = len(controller.queues)
+        options.depth = min(options.depth, controller.queues[0].depth - 1)
+        options.polled = not controller.interrupts
         disk = holding.namespace(controller, options.namespace)
         _check_size(options.size, disk, controller)
         if writing and not options.yes:
-            what = holding.titled(controller, disk)
-            holding.ask(options, f"all of {what}; it holds {contents.described(disk)}")
+            holding.ask("all of", controller, disk)
         if writing:
             memory[:] = os.urandom(len(memory))
         view = memoryview(memory)
         jobs = [
-            Job(disk, queue, view[number * part :][: pieces * options.size], options, number)
+            Job(disk, queue, view[number * part :][: pieces * options.size], options)
             for number, queue in enumerate(controller.queues)
         ]
         result = {
@@ -132,10 +130,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_size(size: int, disk: Namespace, controller: Controller) -> None:
-    if size % disk.block_size:
-        raise errors.ArgumentError(
-            f"--size {size} is no multiple of the disk's blocks, which have {disk.block_size} bytes"
-        )
+    sizes.in_blocks("--size", size, disk.block_size)
     if size > min(controller.max_transfer, disk.size):
         raise errors.ArgumentError(
             f"--size {size}: one command moves up to {controller.max_transfer} bytes here"
@@ -151,36 +146,33 @@ class Job:
         queue: Queue,
         memory: memoryview,
         options: argparse.Namespace,
-        number: int,
     ) -> None:
-        """A job on part of the memory; `number` makes its random blocks other ones."""
-        self._disk = disk
+        """A job on part of the memory."""
+        writing = options.pattern.endswith("write")
+        self._start = disk.start_write if writing else disk.start_read
+        self._many = disk.write_many if writing else disk.read_many
         self._queue = queue
         self._memory = memory
         self._depth = options.depth
         self._size = options.size
         self._blocks = options.size // disk.block_size
         self._batch = options.batch
-        self._writing = options.pattern.endswith("write")
-        slots = disk.blocks // self._blocks
+        number = queue.number - 1
+        lbas = range(0, disk.blocks - self._blocks + 1, self._blocks)
         if options.pattern.startswith("random"):
             from random import Random
 
-            chance = Random(_SEED + number)
-            self._round: tuple[Sequence[int], ...] = (
-                [chance.randrange(slots) * self._blocks for _ in range(_RANDOM_LBAS)],
-            )
+            # Other ones for each queue.
+            chosen = Random(_SEED + number).choices(lbas, k=_RANDOM_LBAS)
+            self._round: tuple[Sequence[int], ...] = (chosen,)
         else:
             # Queues begin in different parts of the disk.
-            all_lbas = range(0, slots * self._blocks, self._blocks)
-            first = slots * number // options.queues
-            self._round = (all_lbas[first:], all_lbas[:first])
+            first = len(lbas) * number // options.queues
+            self._round = (lbas[first:], lbas[:first])
 
     def lbas(self) -> Iterator[int]:
         """The first blocks of its commands, without end."""
-        while True:
-            for lbas in self._round:
-                yield from lbas
+        return chain.from_iterable(cycle(self._round))
 
     def until(self, over: Callable[[], bool]) -> int:
         """Keep the queue full until it is over; returns how many commands were done."""
@@ -190,8 +182,7 @@ class Job:
         """Do one command at a time; returns how many seconds each took, sorted."""
         memory = self._memory[: self._size]
         taken = []
-        clock = time.perf_counter
-        start = self._disk.start_write if self._writing else self._disk.start_read
+        clock, start = time.perf_counter, self._start
         end = clock() + seconds
         for lba in self.lbas():
             before = clock()
@@ -203,9 +194,8 @@ class Job:
         return sorted(taken)
 
     def _one_by_one(self, over: Callable[[], bool]) -> int:
-        start = self._disk.start_write if self._writing else self._disk.start_read
-        queue, size = self._queue, self._size
-        slots = [self._memory[at : at + size] for at in range(0, len(self._memory), size)]
+        start, queue, size = self._start, self._queue, self._size
+        slots = [self._memory[at : at + size] for at in range(0, self._depth * size, size)]
         done = 0
         under_way: deque[Any] = deque()
         for lba, slot in zip(self.lbas(), cycle(slots)):
@@ -220,12 +210,11 @@ class Job:
         return done + len(under_way)
 
     def _batches(self, over: Callable[[], bool]) -> int:
-        many = self._disk.write_many if self._writing else self._disk.read_many
         lbas = self.lbas()
         count = len(self._memory) // self._size
         done = 0
         while not over():
-            many(
+            self._many(
                 list(islice(lbas, count)),
                 self._memory,
                 blocks=self._blocks,
@@ -280,25 +269,23 @@ def latency(taken: Sequence[float]) -> dict[str, float]:
 
 
 def _table(result: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    how = ["polled" if result["polled"] else "interrupts"]
-    how += ["batches"] if result["batch"] else ["one by one"]
+    how = "polled" if result["polled"] else "interrupts"
+    how += ", batches" if result["batch"] else ", one by one"
     queues = f"{result['queues']} queues of " if result["queues"] > 1 else ""
     times = dict(result["latency"])
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    table.add_row("disk", f"{result['address']} {result['model']}")
-    table.add_row(
-        "what",
-        f"{result['pattern']}, {sizes.words(result['size'])}, {queues}{result['depth']} under way, "
-        + ", ".join(how),
+    singles = times.pop("commands")
+    return show.pairs(
+        [
+            ("disk", f"{result['address']} {result['model']}"),
+            (
+                "what",
+                f"{result['pattern']}, {sizes.words(result['size'])}, {queues}{result['depth']} "
+                f"under way, {how}",
+            ),
+            ("IOPS", f"{result['iops']:,.0f}"),
+            ("MiB/s", f"{result['mib_per_second']:,.1f}"),
+            ("processor", f"{100 * result['processor']:.0f} % of one"),
+            ("latency", f"of {singles:,} commands, one at a time:"),
+            *(("", f"{name:5} {micros:10,.1f} µs") for name, micros in times.items()),
+        ]
     )
-    table.add_row("IOPS", f"{result['iops']:,.0f}")
-    table.add_row("MiB/s", f"{result['mib_per_second']:,.1f}")
-    table.add_row("processor", f"{100 * result['processor']:.0f} % of one")
-    table.add_row("latency", f"of {times.pop('commands'):,} commands, one at a time:")
-    for name, micros in times.items():
-        table.add_row("", f"{name:5} {micros:10,.1f} µs")
-    return table

@@ -9,16 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio.cli import common
-from pyvfio.cli.nvme import contents, ends, holding, pipe, sizes, transfer
+from pyvfio.cli.nvme import ends, holding, pipe, sizes, transfer
 from pyvfio.cli.nvme.meter import Meter
 from pyvfio.pci import Address
-
-if TYPE_CHECKING:
-    from pyvfio.drivers.nvme import Controller, Namespace
 
 _DISK = re.compile(
     r"(?P<address>(?:[0-9a-f]{1,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-9a-f])"
@@ -77,7 +73,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         argument = parser.add_argument(name, metavar=name.upper(), help="see below")
         argument.completer = _places  # type: ignore[attr-defined]
     parser.add_argument(
-        "--size", type=sizes.argument, help="so many bytes, as 64MiB (default: all of the source)"
+        "--size", type=sizes.parse, help="so many bytes, as 64MiB (default: all of the source)"
     )
     parser.add_argument(
         "--verify", action="store_true", help="read both again afterwards, and compare"
@@ -92,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     _check_places(source_place, target_place)
     if target_place.address is not None:
         holding.check_can_ask(options)
-    with common.ended_as_by_ctrl_c(), ExitStack() as stack:
+    with ExitStack() as stack:
         pieces = pipe.Pieces(options.size)
         # Files first: a disk of the kernel's is claimed thereby, and is not taken from under us.
         files = {
@@ -100,13 +96,31 @@ def run(options: argparse.Namespace) -> None:
             for place, writing in ((source_place, False), (target_place, True))
             if place.address is None
         }
-        if target_place in files and files[target_place].is_disk:
+        is_kernels = target_place in files and files[target_place].is_disk
+        if is_kernels:
             holding.check_can_ask(options)
-        disks = _Disks(stack, pieces)
-        source: ends.End = files.get(source_place) or disks.end(source_place)
-        target: ends.End = files.get(target_place) or disks.end(target_place)
+        # Two namespaces may have the same controller, which is held once.
+        held = {
+            address: stack.enter_context(holding.opened(str(address), pieces.memory))
+            for address in dict.fromkeys((source_place.address, target_place.address))
+            if address is not None
+        }
+        disks = {
+            place: holding.namespace(held[place.address], place.namespace)
+            for place in (source_place, target_place)
+            if place.address is not None
+        }
+        source, target = (
+            files.get(place) or ends.DiskEnd(f"{place.address}:{disks[place].id}", disks[place])
+            for place in (source_place, target_place)
+        )
         size = _size(options, source, target)
-        _ask(options, disks, files, target_place, size)
+        if not options.yes:
+            part = "some or all of" if size is None else f"the first {sizes.words(size)} of"
+            if target_place.address is not None:
+                holding.ask(part, held[target_place.address], disks[target_place])
+            elif is_kernels:
+                holding.confirm(f"{part} the disk {target.name}")
         with _progress_told(source, target, size) as meter:
             wrote = pipe.copy(source, target, size, pieces, meter, pad=options.pad)
         said = f"{sizes.words(wrote)} copied from {source.name} to {target.name}"
@@ -117,38 +131,14 @@ def run(options: argparse.Namespace) -> None:
         print(said, file=sys.stderr)
 
 
-class _Disks:
-    """The disks of one command; each controller is held once."""
-
-    def __init__(self, stack: ExitStack, pieces: pipe.Pieces) -> None:
-        self._stack = stack
-        self._pieces = pieces
-        self._controllers: dict[Address, Controller] = {}
-
-    def namespace(self, place: Place) -> tuple[Controller, Namespace]:
-        address = place.address
-        assert address is not None
-        if address not in self._controllers:
-            self._controllers[address] = self._stack.enter_context(
-                holding.opened(str(address), self._pieces.memory)
-            )
-        controller = self._controllers[address]
-        return controller, holding.namespace(controller, place.namespace)
-
-    def end(self, place: Place) -> ends.DiskEnd:
-        _, disk = self.namespace(place)
-        return ends.DiskEnd(f"{place.address}:{disk.id}", disk)
-
-
 def _check_places(source: Place, target: Place) -> None:
     if source.address is None and target.address is None:
         raise errors.ArgumentError(
             f"neither {source.text} nor {target.text} is a PCI address: copy files with cp or dd"
         )
-    if source.address == target.address and None in (source.namespace, target.namespace):
+    namespaces = {source.namespace, target.namespace}
+    if source.address == target.address and (None in namespaces or len(namespaces) == 1):
         raise errors.ArgumentError(f"source and destination are both {source.address}")
-    if source.address == target.address and source.namespace == target.namespace:
-        raise errors.ArgumentError(f"source and destination are both {source.text}")
 
 
 def _size(options: argparse.Namespace, source: ends.End, target: ends.End) -> int | None:
@@ -162,30 +152,10 @@ def _size(options: argparse.Namespace, source: ends.End, target: ends.End) -> in
             f"{source.name} has {sizes.words(source.size)} ({source.size} bytes), not "
             f"{sizes.words(size)}"
         )
-    if size is not None and size % source.grain:
-        raise errors.ArgumentError(
-            f"--size {size} is no multiple of the source's blocks, which have {source.grain} bytes"
-        )
+    if size is not None:
+        sizes.in_blocks("--size", size, source.grain)
     transfer.check_fits(source, target, size, pad=options.pad)
     return size
-
-
-def _ask(
-    options: argparse.Namespace,
-    disks: _Disks,
-    files: dict[Place, ends.FileEnd],
-    target: Place,
-    size: int | None,
-) -> None:
-    if options.yes:
-        return
-    part = "" if size is None else f"the first {sizes.words(size)} of "
-    if target.address is not None:
-        controller, disk = disks.namespace(target)
-        what = f"{holding.titled(controller, disk)}; it holds {contents.described(disk)}"
-        holding.ask(options, part + what)
-    elif files[target].is_disk:
-        holding.ask(options, f"{part}the disk {target.text}")
 
 
 @contextmanager

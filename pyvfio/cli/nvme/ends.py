@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyvfio import errors
 from pyvfio._sys import File
+from pyvfio._sys.file import refused
 
 if TYPE_CHECKING:
     from pyvfio.drivers.nvme import Namespace
@@ -21,11 +22,11 @@ class Started(NamedTuple):
 
     Attributes:
         memory: what it fills or takes; shorter than was asked for where a source ends.
-        wait: waits for its end; raises where it failed.
+        wait: waits for its end, raises where it failed; does nothing where it has ended.
     """
 
     memory: memoryview
-    wait: Callable[[], object]
+    wait: Callable[[], object] = bool
 
 
 class End(Protocol):
@@ -129,7 +130,7 @@ class FileEnd:
             if not count:
                 break
             done += count
-        return Started(memory[:done], _done)
+        return Started(memory[:done])
 
     def write(self, offset: int, memory: memoryview) -> Started:
         """Write all of the memory; it is done when this returns."""
@@ -150,7 +151,7 @@ class FileEnd:
             raise  # the command's frame knows what to do
         except OSError as error:
             raise self._file.refused(error, "write") from None
-        return Started(memory, _done)
+        return Started(memory)
 
     def flush(self) -> None:
         """Make what was written last; what is read again then comes from the disk, if it can."""
@@ -201,7 +202,7 @@ class HexEnd:
         self._at += len(data)
         if lines:
             print("\n".join(lines))
-        return Started(memory, _done)
+        return Started(memory)
 
     def flush(self) -> None:
         """Print where it ends."""
@@ -212,10 +213,6 @@ def _row(address: int, data: bytes) -> str:
     halves = (data[:8].hex(" "), data[8:].hex(" "))
     text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in data)
     return f"{address:08x}  {halves[0]:23}  {halves[1]:23}  |{text}|"
-
-
-def _done() -> None:
-    pass
 
 
 def _standard(writing: bool, name: str) -> File:
@@ -251,5 +248,5 @@ def _open(path: str, *, writing: bool) -> File:
             ) from None
         if number in (errno.EACCES, errno.EPERM):
             raise errors.AccessDenied(number, "open", path) from None
-        raise errors.KernelError(number, "open", path) from None
+        raise refused(error, "open", path) from None
     return File(fd, path)

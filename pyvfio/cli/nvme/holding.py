@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio.cli import common
+from pyvfio.cli.nvme import contents
 from pyvfio.cli.nvme.sizes import words
 
 if TYPE_CHECKING:
     from pyvfio.drivers.nvme import Controller, Namespace
-
-_CLASS_CODE = 0x010802
 
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def opened(
     depth: int = 128,
     interrupts: bool = True,
 ) -> Iterator[Controller]:
-    """The controller at an address, for the while.
+    """The controller at an address, for the while; SIGTERM and SIGHUP give it back as Ctrl-C does.
 
     Args:
         memory: whole pages that it is to reach, from before it is started until after it is
@@ -61,15 +60,20 @@ def opened(
     """
     import pyvfio
     from pyvfio.drivers import nvme
+    from pyvfio.drivers.nvme.spec import CLASS_CODE
 
     function = common.function(address)
-    if function.class_code != _CLASS_CODE:
+    if function.class_code != CLASS_CODE:
         raise errors.ArgumentError(
             f"{function.address} is no NVMe controller (its class is {function.class_code:#08x}): "
             "`pyvfio list` shows what there is"
         )
     common.say_if_frozen(function)
-    with pyvfio.bound(function.address), pyvfio.open(function) as device:
+    with (
+        common.ended_as_by_ctrl_c(),
+        pyvfio.bound(function.address),
+        pyvfio.open(function) as device,
+    ):
         if memory is not None:
             device.dma.map(memory)
         with nvme.Controller(
@@ -107,23 +111,25 @@ def check_can_ask(options: argparse.Namespace) -> None:
         )
 
 
-def ask(options: argparse.Namespace, what: str) -> None:
-    """Say what will be overwritten and ask, unless --yes was given.
+def ask(part: str, controller: Controller, disk: Namespace) -> None:
+    """Say that a part of a namespace will be overwritten, and what it holds, and ask.
 
     Raises:
         StateError: the answer was not yes.
     """
-    if options.yes:
-        return
+    identity = controller.identity
+    confirm(
+        f"{part} namespace {disk.id} ({words(disk.size)}) of {controller.device.address}, "
+        f"{identity.model}, serial {identity.serial}; it holds {contents.described(disk)}"
+    )
+
+
+def confirm(what: str) -> None:
+    """Say what will be overwritten, and ask.
+
+    Raises:
+        StateError: the answer was not yes.
+    """
     print(f"This overwrites {what}.\nGo on? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise errors.StateError("not confirmed, so nothing was written")
-
-
-def titled(controller: Controller, disk: Namespace) -> str:
-    """A namespace, as people know it."""
-    identity = controller.identity
-    return (
-        f"namespace {disk.id} ({words(disk.size)}) of {controller.device.address}, "
-        f"{identity.model}, serial {identity.serial}"
-    )

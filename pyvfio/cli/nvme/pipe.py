@@ -113,7 +113,7 @@ def copy(
 
 def _write(target: End, offset: int, memory: memoryview) -> Started:
     # Nothing is left of a piece that is shorter than a block, or comes when all is full.
-    return target.write(offset, memory) if len(memory) else Started(memory, bool)
+    return target.write(offset, memory) if len(memory) else Started(memory)
 
 
 def not_whole(what: str, size: int, target: End) -> errors.ArgumentError:

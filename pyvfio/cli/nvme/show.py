@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyvfio.cli import common
@@ -12,6 +13,7 @@ from pyvfio.cli.nvme.sizes import words
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from pyvfio.drivers.nvme import Controller, SmartLog
 
@@ -77,18 +79,8 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _controller(entry: dict[str, Any]) -> Table:
-    from rich.text import Text
-
-    table = _pairs()
-    can = [
-        what
-        for what, there in (
-            ("format", entry["can_format"]),
-            ("deallocate", entry["can_deallocate"]),
-        )
-        if there
-    ]
-    for name, value in (
+    can = [what for what in ("format", "deallocate") if entry[f"can_{what}"]]
+    rows = [
         ("address", entry["address"]),
         ("model", entry["model"]),
         ("serial", entry["serial"]),
@@ -99,9 +91,8 @@ def _controller(entry: dict[str, Any]) -> Table:
         ("one command", f"up to {words(entry['max_transfer'])}"),
         ("write cache", "volatile: flush what must last" if entry["volatile_cache"] else "none"),
         ("it can", ", ".join(can) or "neither format nor deallocate"),
-    ):
-        table.add_row(name, Text(value))
-    return table
+    ]
+    return pairs(rows)
 
 
 def _namespaces(entry: dict[str, Any]) -> Table:
@@ -144,10 +135,9 @@ def run_smart(options: argparse.Namespace) -> None:
 def _health(log: SmartLog) -> Table:
     from rich.text import Text
 
-    table = _pairs()
-    for name, value, worrying in rows(log):
-        table.add_row(name, Text(value, "bold red" if worrying else ""))
-    return table
+    return pairs(
+        (name, Text(value, "bold red" if worrying else "")) for name, value, worrying in rows(log)
+    )
 
 
 def rows(log: SmartLog) -> list[tuple[str, str, bool]]:
@@ -192,10 +182,15 @@ def _decimal(size: int) -> str:
     return f"{size / 1000:.0f} kB"
 
 
-def _pairs() -> Table:
+def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names and values, side by side."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
+    for name, value in rows:
+        # What a device says of itself is no markup.
+        table.add_row(name, Text(value) if isinstance(value, str) else value)
     return table

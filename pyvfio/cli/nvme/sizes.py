@@ -15,23 +15,39 @@ def parse(text: str) -> int:
     """The bytes that "4096", "0x1000", "4K", "64MiB" or "1G" spell: units are powers of 1,024.
 
     Raises:
-        ArgumentError: it is no size.
+        argparse.ArgumentTypeError: it is no size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise errors.ArgumentError(
+        raise argparse.ArgumentTypeError(
             f"{text!r} is no size: write bytes, or 4K, 1M, 64MiB, 1G (powers of 1024)"
         )
     unit = (match["unit"] or "").lower()
     return int(match["number"], 0) << 10 * (_UNITS.index(unit) + 1 if unit else 0)
 
 
-def argument(text: str) -> int:
-    """The same, for argparse, which shows why a text is refused."""
-    try:
-        return parse(text)
-    except errors.ArgumentError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def at_least(least: int, option: str, number: int) -> int:
+    """An option's number, which is not less.
+
+    Raises:
+        ArgumentError: it is.
+    """
+    if number < least:
+        raise errors.ArgumentError(f"{option} is at least {least}, not {number}")
+    return number
+
+
+def in_blocks(option: str, size: int, block_size: int) -> int:
+    """An option's bytes as a number of blocks.
+
+    Raises:
+        ArgumentError: it is no whole one.
+    """
+    if size % block_size:
+        raise errors.ArgumentError(
+            f"{option} {size} is no multiple of the disk's blocks, which have {block_size} bytes"
+        )
+    return size // block_size
 
 
 def words(size: float) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio.cli import common
-from pyvfio.cli.nvme import contents, ends, holding, pipe, sizes
+from pyvfio.cli.nvme import ends, holding, pipe, sizes
 from pyvfio.cli.nvme.meter import Meter
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_start(read, required=False)
     length = read.add_mutually_exclusive_group()
     length.add_argument("--blocks", type=int, metavar="N", help="how many (default: 1)")
-    length.add_argument("--size", type=sizes.argument, help="the same in bytes, as 4K or 64MiB")
+    length.add_argument("--size", type=sizes.parse, help="the same in bytes, as 4K or 64MiB")
     read.add_argument("-o", "--output", metavar="FILE", help="write them to a file")
     read.add_argument("--hex", action="store_true", help="a hex dump, into a pipe as well")
     read.set_defaults(run=run_read)
@@ -73,7 +73,7 @@ def _add_start(parser: argparse.ArgumentParser, *, required: bool) -> None:
     start = parser.add_mutually_exclusive_group(required=required)
     default = "" if required else " (default: 0)"
     start.add_argument("--lba", type=int, metavar="N", help=f"the first block{default}")
-    start.add_argument("--offset", type=sizes.argument, help="the same in bytes, as 4K or 64MiB")
+    start.add_argument("--offset", type=sizes.parse, help="the same in bytes, as 4K or 64MiB")
 
 
 def run_read(options: argparse.Namespace) -> None:
@@ -81,32 +81,28 @@ def run_read(options: argparse.Namespace) -> None:
     if options.hex and options.output is not None:
         raise errors.ArgumentError("--hex goes to standard output: redirect it instead of -o")
     pieces = pipe.Pieces(options.size)
-    target: ends.End
-    with common.ended_as_by_ctrl_c(), holding.opened(options.address, pieces.memory) as controller:
+    with holding.opened(options.address, pieces.memory) as controller, ExitStack() as stack:
         disk = holding.namespace(controller, options.namespace)
         lba = _first(disk, options)
-        count = _blocks(disk, options) * disk.block_size
-        source = ends.DiskEnd(str(controller.device.address), disk, lba)
-        if source.size is not None and count > source.size:
+        blocks = _blocks(disk, options)
+        if lba + blocks > disk.blocks:
             raise errors.RangeError(
-                f"blocks {lba} to {lba + count // disk.block_size - 1} are not all there: "
-                f"namespace {disk.id} has {disk.blocks}"
+                f"blocks {lba} to {lba + blocks - 1} are not all there: namespace {disk.id} has "
+                f"{disk.blocks}"
             )
-        if as_hex:
-            target = ends.HexEnd(lba * disk.block_size)
-            with Meter("read", count, shown=not sys.stdout.isatty()) as meter:
-                pipe.copy(source, target, count, pieces, meter)
-            return
-        with (
-            closing(ends.FileEnd(options.output or "-", writing=True)) as target,
-            Meter("read", count) as meter,
-        ):
+        count = blocks * disk.block_size
+        source = ends.DiskEnd(str(controller.device.address), disk, lba)
+        target: ends.End = ends.HexEnd(lba * disk.block_size)
+        if not as_hex:
+            file = ends.FileEnd(options.output or "-", writing=True)
+            target = stack.enter_context(closing(file))
+        with Meter("read", count, shown=not (as_hex and sys.stdout.isatty())) as meter:
             pipe.copy(source, target, count, pieces, meter)
 
 
 def run_write(options: argparse.Namespace) -> None:
     holding.check_can_ask(options)
-    with common.ended_as_by_ctrl_c(), closing(ends.FileEnd(options.file, writing=False)) as source:
+    with closing(ends.FileEnd(options.file, writing=False)) as source:
         pieces = pipe.Pieces(source.size)
         with holding.opened(options.address, pieces.memory) as controller:
             disk = holding.namespace(controller, options.namespace)
@@ -117,11 +113,7 @@ def run_write(options: argparse.Namespace) -> None:
                 end = "on"
                 if source.size is not None:
                     end = f"to {lba + max(-(-source.size // disk.block_size), 1) - 1}"
-                holding.ask(
-                    options,
-                    f"blocks {lba} {end} of {holding.titled(controller, disk)}; "
-                    f"it holds {contents.described(disk)}",
-                )
+                holding.ask(f"blocks {lba} {end} of", controller, disk)
             with Meter("write", source.size) as meter:
                 wrote = pipe.copy(source, target, None, pieces, meter, pad=options.pad)
             blocks = -(-wrote // disk.block_size)
@@ -148,26 +140,12 @@ def check_fits(source: ends.End, target: ends.End, size: int | None, *, pad: boo
 
 def _first(disk: Namespace, options: argparse.Namespace) -> int:
     if options.offset is not None:
-        return _whole(disk, "--offset", options.offset)
-    return _positive("--lba", options.lba or 0, 0)
+        return sizes.in_blocks("--offset", options.offset, disk.block_size)
+    return sizes.at_least(0, "--lba", options.lba or 0)
 
 
 def _blocks(disk: Namespace, options: argparse.Namespace) -> int:
     if options.size is not None:
-        return _positive("--size", _whole(disk, "--size", options.size), 1)
-    return _positive("--blocks", 1 if options.blocks is None else options.blocks, 1)
-
-
-def _whole(disk: Namespace, name: str, size: int) -> int:
-    """Bytes in blocks."""
-    if size % disk.block_size:
-        raise errors.ArgumentError(
-            f"{name} {size} is no multiple of the disk's blocks, which have {disk.block_size} bytes"
-        )
-    return size // disk.block_size
-
-
-def _positive(name: str, number: int, least: int) -> int:
-    if number < least:
-        raise errors.ArgumentError(f"{name} is at least {least}, not {number}")
-    return number
+        blocks = sizes.in_blocks("--size", options.size, disk.block_size)
+        return sizes.at_least(1, "--size", blocks)
+    return sizes.at_least(1, "--blocks", 1 if options.blocks is None else options.blocks)

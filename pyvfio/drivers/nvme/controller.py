@@ -121,6 +121,11 @@ class Controller(Closing):
         return self.device.dma
 
     @property
+    def interrupts(self) -> bool:
+        """Whether completions come with interrupts; else they are looked for."""
+        return self._vectors is not None
+
+    @property
     def version(self) -> tuple[int, int, int]:
         """The specification's version that it follows, from its register."""
         version = self._registers.read32(spec.VS)
