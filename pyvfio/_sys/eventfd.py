@@ -7,7 +7,6 @@ import os
 import select
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvfio._sys import calls
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
 _LONGEST_POLL = (1 << 31) - 1  # milliseconds, a C int
 
-# Held while descriptors are closed, or given to somebody who must not find their number reused.
+# Held while descriptors are closed, or given to somebody who must not find their number reused, and
+# while who leaves a closed one wakes the next.
 # Reentrant: a signal handler may close what the main thread is about to wait for.
 lock = threading.RLock()
 
@@ -58,8 +58,9 @@ class EventFd(File):
         super().__init__(fd, name)
         self.hubs = ()
         self.entry = None
-        # One for each thread in wait(); poll objects that none of them uses; the descriptor, for
-        # the last one to close. Lists, whose append and pop are atomic: a lock is dearer.
+        # One for each thread that uses the descriptor; poll objects that none of them uses; the
+        # descriptor, for the last one to close. Lists, whose append and pop are atomic: a lock is
+        # dearer.
         self._waiting: list[None] = []
         self._polls: list[select.poll] = []
         self._closing: list[int] = []
@@ -68,15 +69,15 @@ class EventFd(File):
         """The events since the last call, without waiting; 0 when there were none.
 
         Raises:
-            Closed: it was closed.
+            Closed: it was closed, before or meanwhile.
         """
+        self._waiting.append(None)
         try:
-            return calls.eventfd_read(self.fileno())
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self.fileno()  # says so if another thread has just closed it
-            raise
+            return self._read(self.fileno())
+        finally:
+            self._waiting.pop()
+            if self._fd < 0:
+                self._leave()
 
     def wait(self, timeout: float | None = None, *, spin: float = 0.0) -> int:
         """Wait until there are events, and take them.
@@ -92,7 +93,8 @@ class EventFd(File):
         Raises:
             Closed: it was closed, before or while waiting.
         """
-        # In this order: who closes it looks at who is waiting after the number has gone.
+        # In this order: who closes it looks at who is waiting after the number has gone. So the
+        # descriptor stays open until we leave.
         self._waiting.append(None)
         try:
             fd = self._fd
@@ -105,24 +107,25 @@ class EventFd(File):
                 poll.register(fd, select.POLLIN)
             try:
                 if timeout is not None or spin > 0:
-                    return self._wait_for(poll, timeout, spin)
+                    return self._wait_for(fd, poll, timeout, spin)
                 while True:
                     # Before reading: that there is nothing to read is an exception, which is dear.
                     poll.poll()
-                    if self._fd < 0:
-                        raise self._closed()
                     try:
-                        return calls.eventfd_read(fd)
+                        count = calls.eventfd_read(fd)
                     except BlockingIOError:  # another was quicker
                         continue
+                    if self._fd < 0:  # after reading: it may have been what closing wakes with
+                        raise self._closed()
+                    return count
             finally:
                 self._polls.append(poll)
         finally:
             self._waiting.pop()
             if self._fd < 0:
-                self._close_if_last()
+                self._leave()
 
-    def _wait_for(self, poll: select.poll, timeout: float | None, spin: float) -> int:
+    def _wait_for(self, fd: int, poll: select.poll, timeout: float | None, spin: float) -> int:
         now = time.monotonic()
         awake_until = now + spin
         deadline = None if timeout is None else now + timeout
@@ -135,11 +138,20 @@ class EventFd(File):
                 if left < _LONGEST_POLL:
                     # Rounded up, so that a short wait is never a busy one.
                     milliseconds = int(left) + 1 if left > 0 else 0
-            if poll.poll(milliseconds) and (count := self.take()):
+            if poll.poll(milliseconds) and (count := self._read(fd)):
                 return count
             if deadline is not None and deadline <= now:
                 return 0
             now = time.monotonic()
+
+    def _read(self, fd: int) -> int:
+        try:
+            count = calls.eventfd_read(fd)
+        except BlockingIOError:
+            count = 0
+        if self._fd < 0:  # what was read may have been what closing wakes with
+            raise self._closed()
+        return count
 
     def __await__(self) -> Generator[Any, None, int]:
         """Wait in asyncio until there are events, and take them.
@@ -175,7 +187,13 @@ class EventFd(File):
         Raises:
             Closed: it was closed.
         """
-        calls.eventfd_write(self.fileno(), count)
+        self._waiting.append(None)
+        try:
+            calls.eventfd_write(self.fileno(), count)
+        finally:
+            self._waiting.pop()
+            if self._fd < 0:
+                self._leave()
 
     def close(self) -> None:
         """Close it, and wake whoever waits; closing again does nothing."""
@@ -188,28 +206,35 @@ class EventFd(File):
                 hub = reference()
                 if hub is not None:
                     hub.forget(fd)
-            # The last thread that wakes closes the descriptor: if another file had its number by
-            # then, poll would go on with that. We are one of them until the others are woken.
             self._closing.append(fd)
-            self._waiting.append(None)
-            try:
-                if len(self._waiting) > 1:
-                    calls.eventfd_write(fd, 1)
-            except BlockingIOError:  # it has all the events that it can hold, which wake them too
-                pass
-            finally:
-                self._waiting.pop()
-                self._close_if_last()
+            self._leave()
 
     def __del__(self) -> None:
         super().__del__()
         if getattr(self, "_closing", None):  # Ctrl-C kept the last thread from it
             calls.close(self._closing.pop())
 
-    def _close_if_last(self) -> None:
-        if not self._waiting:
-            with suppress(IndexError):  # another was the last as well
-                calls.close(self._closing.pop())
+    def _leave(self) -> None:
+        """Nothing more is done with it here since it is closed: wake the next, or close it.
+
+        Whoever reads takes the wake-up from those who have yet to see it, so each wakes the next.
+        The last closes the descriptor: if another file had its number before, the others would go
+        on with that.
+        """
+        with lock:
+            try:
+                fd = self._closing.pop()  # ours alone: a signal handler may come here too
+            except IndexError:  # another was the last
+                return
+            if not self._waiting:
+                calls.close(fd)
+                return
+            try:
+                calls.eventfd_write(fd, 1)
+            except BlockingIOError:  # it has all the events that it can hold, which wake them too
+                pass
+            finally:
+                self._closing.append(fd)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -736,3 +737,130 @@ def test_a_signal_handler_may_close_what_the_main_thread_waits_for() -> None:
         timer.join()
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+# Closing in the middle of what another does.
+
+
+def await_it(eventfd: EventFd) -> None:
+    asyncio.run(asyncio.wait_for(wait(eventfd), LONG))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        pytest.param(EventFd.take, id="take"),
+        pytest.param(EventFd.wait, id="wait"),
+        pytest.param(lambda eventfd: eventfd.wait(LONG), id="wait-timeout"),
+        pytest.param(lambda eventfd: eventfd.wait(spin=LONG), id="wait-spin"),
+        pytest.param(await_it, id="await"),
+    ],
+)
+def test_who_reads_what_closing_wakes_with_takes_no_event_and_leaves_nobody_asleep(
+    monkeypatch: pytest.MonkeyPatch, take: Callable[[EventFd], object]
+) -> None:
+    eventfd = EventFd()
+    read = calls.eventfd_read
+    asleep = threading.Semaphore(0)
+    woken: list[errors.Closed] = []
+
+    class Poll:
+        """Says so before it sleeps, when it has been seen that the eventfd is open."""
+
+        def __init__(self) -> None:
+            self._poll = select.poll()
+            self._poll.register(eventfd, select.POLLIN)
+
+        def poll(self, milliseconds: int | None = None) -> list[tuple[int, int]]:
+            asleep.release()
+            return self._poll.poll(milliseconds)
+
+    def sleep() -> None:
+        try:
+            eventfd.wait()
+        except errors.Closed as error:
+            woken.append(error)
+
+    sleepers = [threading.Thread(target=sleep, daemon=True) for _ in range(3)]
+
+    def read_late(fd: int) -> int:
+        monkeypatch.undo()
+        assert read(fd) == 1  # another is quicker
+        eventfd._polls.extend(Poll() for _ in sleepers)  # type: ignore[misc]
+        for sleeper in sleepers:
+            sleeper.start()
+            assert asleep.acquire(timeout=LONG)
+        eventfd.close()
+        return read(fd)
+
+    eventfd.signal()
+    monkeypatch.setattr(calls, "eventfd_read", read_late)
+    with pytest.raises(errors.Closed):
+        take(eventfd)
+    for sleeper in sleepers:
+        sleeper.join(LONG)
+        assert not sleeper.is_alive()
+    assert len(woken) == len(sleepers)
+
+
+def test_who_takes_while_it_is_closed_takes_nothing_of_another_with_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eventfd = EventFd()
+    others: list[EventFd] = []
+    read = calls.eventfd_read
+
+    def read_late(fd: int) -> int:
+        monkeypatch.undo()
+        eventfd.close()
+        others.append(EventFd())
+        others[0].signal(2)
+        return read(fd)
+
+    monkeypatch.setattr(calls, "eventfd_read", read_late)
+    with pytest.raises(errors.Closed):
+        eventfd.take()
+    with others[0] as other:
+        assert other.take() == 2
+
+
+def test_who_signals_while_it_is_closed_signals_no_other_with_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eventfd = EventFd()
+    others: list[EventFd] = []
+    write = calls.eventfd_write
+
+    def write_late(fd: int, count: int) -> None:
+        monkeypatch.undo()
+        eventfd.close()
+        others.append(EventFd())
+        write(fd, count)
+
+    monkeypatch.setattr(calls, "eventfd_write", write_late)
+    eventfd.signal()
+    with others[0] as other:
+        assert other.take() == 0
+
+
+def test_a_thread_that_takes_again_and_again_leaves_nobody_asleep() -> None:
+    for _ in range(200):
+        eventfd = EventFd()
+
+        def repeat(act: Callable[[], object]) -> None:
+            with suppress(errors.Closed):
+                while True:
+                    act()
+
+        workers = [
+            threading.Thread(target=repeat, args=(act,), daemon=True)
+            for act in (eventfd.take, eventfd.wait, eventfd.wait)
+        ]
+        for worker in workers:
+            worker.start()
+        while len(eventfd._waiting) < 2:
+            time.sleep(0)
+        eventfd.close()
+        for worker in workers:
+            worker.join(LONG)
+            assert not worker.is_alive()
