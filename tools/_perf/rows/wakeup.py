@@ -90,28 +90,17 @@ int main(int argc, char **argv)
 
 
 class _Python:
-    """All contenders in Python: they signal `there`, and wait for `back`."""
+    """A contender in Python: it signals `there`, and waits for `back`.
 
-    NAMES = (WAIT, SPINNING, EPOLL, AWAIT, WATCH, READER, FUTURE)
+    Each has its own, and its own loop: an eventfd that was awaited stays in our epoll instance and
+    that in the loop, so whoever waits for it by hand would pay for ours as well.
+    """
 
     def __init__(self, there: int, back: EventFd) -> None:
         self.there = there
         self.back = back
         self.vector = Vector(0, back)
         self.loop = asyncio.new_event_loop()
-
-    def by_name(self) -> dict[str, Callable[[], float]]:
-        """The contenders."""
-        contenders = (
-            self.wait,
-            self.spin,
-            self.epoll,
-            self.awaiting,
-            self.watch,
-            self.reader,
-            self.future,
-        )
-        return dict(zip(self.NAMES, contenders, strict=True))
 
     def close(self) -> None:
         self.back.close()
@@ -221,6 +210,18 @@ class _Python:
         return cost / TRIPS
 
 
+# The contenders in Python, by name.
+_PYTHON: dict[str, Callable[[_Python], float]] = {
+    WAIT: _Python.wait,
+    SPINNING: _Python.spin,
+    EPOLL: _Python.epoll,
+    AWAIT: _Python.awaiting,
+    WATCH: _Python.watch,
+    READER: _Python.reader,
+    FUTURE: _Python.future,
+}
+
+
 def _measure(setting: Setting) -> Samples:
     absent: dict[str, str] = {}
     processors = os.sched_getaffinity(0)
@@ -228,7 +229,7 @@ def _measure(setting: Setting) -> Samples:
     places = {APART: min(processors), TOGETHER: ours}
     if len(processors) == 1:
         del places[APART]
-        absent |= {of(name, APART): "there is one processor" for name in (C, *_Python.NAMES)}
+        absent |= {of(name, APART): "there is one processor" for name in (C, *_PYTHON)}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
@@ -238,11 +239,12 @@ def _measure(setting: Setting) -> Samples:
             peer = (sys.executable, "-c", _PEER_IN_PYTHON)
         contenders: dict[str, Callable[[], float]] = {}
         for place, theirs in places.items():
-            # What a C program reads must block, and what we wait for does not.
-            there, back = stack.enter_context(_blocking()), EventFd()
-            python = stack.enter_context(contextlib.closing(_Python(there, back)))
-            stack.enter_context(_running(theirs, peer, "echo", there, back.fileno()))
-            contenders |= {of(name, place): run for name, run in python.by_name().items()}
+            for name, run in _PYTHON.items():
+                # What a C program reads must block, and what we wait for does not.
+                there, back = stack.enter_context(_blocking()), EventFd()
+                python = stack.enter_context(contextlib.closing(_Python(there, back)))
+                stack.enter_context(_running(theirs, peer, "echo", there, back.fileno()))
+                contenders[of(name, place)] = functools.partial(run, python)
             if of(C, place) not in absent:
                 out, home = stack.enter_context(_blocking()), stack.enter_context(_blocking())
                 stack.enter_context(_running(theirs, peer, "echo", out, home))
@@ -319,7 +321,7 @@ def _comparisons() -> Iterator[Comparison]:
     aims = {WAIT: Aim(1.3), AWAIT: Aim(1.5)}
     by_hand = {WAIT: (EPOLL,), AWAIT: (FUTURE, READER), WATCH: (READER,)}
     for place in (APART, TOGETHER):
-        for name in _Python.NAMES:
+        for name in _PYTHON:
             yield Comparison(of(name, place), of(C, place), aims.get(name))
         for name, others in by_hand.items():
             for other in others:
