@@ -17,7 +17,7 @@ def test_it_has_not_ended_while_its_last_commands_are_placed(
 ) -> None:
     """Another thread has told it meanwhile of those that ended before."""
     device.nvme.hold = True
-    looked = []
+    looked: list[bool] = []
 
     class Noticed(dict[int, int]):
         def update(self, *others: Any, **more: Any) -> None:
@@ -26,8 +26,9 @@ def test_it_has_not_ended_while_its_last_commands_are_placed(
             super().update(*others, **more)
 
     with device.dma.alloc(4 * BLOCK) as buffer:
-        burst = disk.start_read_many(range(4), buffer.view, depth=2)
-        assert isinstance(burst, Burst)
+        operation = disk.start_read_many(range(4), buffer.view, depth=2)
+        assert isinstance(operation, Burst)
+        burst = operation
         for command in device.nvme.under_way():
             device.nvme.complete(command)
         queue = disk._controller.queues[0]
@@ -68,19 +69,18 @@ def test_one_that_is_lost_among_many(device: Device, disk: nvme.Namespace, clock
     with device.dma.alloc(400 * BLOCK) as buffer:
         burst = disk.start_read_many(range(400), buffer.view, depth=2)
         lost = device.nvme.under_way()[0]
-        for seconds in range(1, 40):
+        begun = clock.now
+        while not device.nvme.aborts:
             clock.now += 1
             device.nvme.complete(device.nvme.under_way()[-1])
             disk._controller.queues[0].line.look()
             assert disk._controller._diagnose() is None
-            if device.nvme.aborts:
-                break
-        assert seconds == 31
+        assert clock.now == begun + 31
         assert device.nvme.aborts == [(1, lost.identifier)]
         device.nvme.hold = False
         for command in device.nvme.under_way():
             device.nvme.complete(command)
-        with pytest.raises(nvme.CommandTimedOut, match="read of 1 blocks from 0 .*aborted"):
+        with pytest.raises(nvme.CommandTimedOut, match=r"read of 1 blocks from 0 .*aborted"):
             burst.wait()
     assert disk._controller.resets == 0
 
