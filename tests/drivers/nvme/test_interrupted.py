@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from pyvfio.drivers import nvme
 
 from .conftest import MakeController
 from .model import BLOCK, Device
+
+LONG = 10.0  # seconds after which a test has hung
 
 
 class Interrupted(BaseException):
@@ -50,6 +54,9 @@ def test_before_what_has_ended_was_told(
         with pytest.raises(Interrupted):
             read.wait()
         assert not read.done
+        for _ in range(16):
+            queue.line.look()
+        assert read.done
         assert read.wait() == 0
         assert view == content
     assert queue.under_way == 0
@@ -68,8 +75,16 @@ def test_while_it_is_reset(
     device.nvme.fatal = by == "waiting"
     with pytest.raises(Interrupted):
         controller.reset() if by == "hand" else flush.wait()
-    with pytest.raises(nvme.ControllerReset):
-        flush.wait()
+
+    def wait() -> None:
+        with suppress(nvme.ControllerReset):
+            flush.wait()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert not thread.is_alive(), "it waits for ever"
+    assert isinstance(flush.error, nvme.ControllerReset)
     device.nvme.hold = False
     data = bytes([7]) * BLOCK
     for queue in controller.queues:
