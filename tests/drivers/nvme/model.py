@@ -242,11 +242,12 @@ class Nvme:
                 self._configure(before, value)
 
     def _configure(self, before: int, now: int) -> None:
-        if before & now & spec.CC_ENABLE:
-            self._check(not (before ^ now) & ~spec.CC_SHUTDOWN, f"CC {before:#x} became {now:#x}")
-            if now & spec.CC_SHUTDOWN:
-                queues = self._submissions.keys() | self._completions.keys()
-                self.shutdowns.append((now >> 14 & 3, sorted(queues - {0})))
+        if before & spec.CC_ENABLE:
+            changed = (before ^ now) & ~(spec.CC_ENABLE | spec.CC_SHUTDOWN)
+            self._check(not changed, f"CC {before:#x} became {now:#x}")
+        if before & now & spec.CC_ENABLE and now & spec.CC_SHUTDOWN:
+            queues = self._submissions.keys() | self._completions.keys()
+            self.shutdowns.append((now >> 14 & 3, sorted(queues - {0})))
         if now & spec.CC_ENABLE and not before & spec.CC_ENABLE:
             self._check(now >> 16 & 0xFF == 0x46, f"entry sizes: CC {now:#x}")
             self._check(4096 << (now >> 7 & 0xF) == self.page, f"page size: CC {now:#x}")

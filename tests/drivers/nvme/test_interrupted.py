@@ -75,19 +75,21 @@ def test_while_it_is_reset(
     device.nvme.fatal = by == "waiting"
     with pytest.raises(Interrupted):
         controller.reset() if by == "hand" else flush.wait()
+    device.nvme.hold = False
+    data = bytes([7]) * BLOCK
+    read = []
 
-    def wait() -> None:
+    def go_on() -> None:
         with suppress(nvme.ControllerReset):
             flush.wait()
+        for queue in controller.queues:
+            disk.write(1, data, queue=queue)
+            read.append(disk.read(1, 1, queue=queue))
+        controller.smart()
 
-    thread = threading.Thread(target=wait, daemon=True)
+    thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
     thread.join(LONG)
     assert not thread.is_alive(), "it waits for ever"
     assert isinstance(flush.error, nvme.ControllerReset)
-    device.nvme.hold = False
-    data = bytes([7]) * BLOCK
-    for queue in controller.queues:
-        disk.write(1, data, queue=queue)
-        assert disk.read(1, 1, queue=queue) == data
-    assert controller.smart()
+    assert read == [data, data]
