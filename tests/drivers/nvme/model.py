@@ -141,6 +141,23 @@ class Nvme:
         rings: submission doorbells: (queue, tail).
         aborts: (queue, identifier) that it was asked to abort.
         obeys_aborts: whether it does so.
+        most_aborts: how many it takes at a time.
+        version: of the specification, as in its register.
+        namespaces: the IDs of the active ones, all of the same blocks; the first has the disk.
+        blank: those of them that it cannot tell anything of.
+        blocks: how many it claims that each has; None for those of the disk.
+        formats: further sizes of a block, by index; the format it has at first is 0.
+        format: the index of the one it has.
+        deallocated: (first block, how many) of each range.
+        erased: of each Format command: namespace, secure erase setting.
+        features: values by feature and namespace.
+        saved: those that are kept for good.
+        logs: log pages, by number; any other has bytes that count.
+        error_entries: of its error log.
+        shutdown_microseconds: how long it says that shutting down takes.
+        shuts_down: whether it ever ends doing so.
+        shutdowns: of each that was announced while it was enabled: kind (CC.SHN), and the I/O
+            queues that there were.
         enabled: how many times it was enabled.
         becomes_ready, becomes_idle, fatal, gone: what it is like.
         ready: CSTS.RDY.
@@ -164,6 +181,22 @@ class Nvme:
     rings: list[tuple[int, int]] = field(default_factory=list)
     aborts: list[tuple[int, int]] = field(default_factory=list)
     obeys_aborts: bool = True
+    most_aborts: int = 1
+    version: int = 1 << 16 | 4 << 8
+    namespaces: list[int] = field(default_factory=lambda: [1])
+    blank: set[int] = field(default_factory=set)
+    blocks: int | None = None
+    formats: dict[int, int] = field(default_factory=dict)
+    format: int = 0
+    deallocated: list[tuple[int, int]] = field(default_factory=list)
+    erased: list[tuple[int, int]] = field(default_factory=list)
+    features: dict[tuple[int, int], int] = field(default_factory=dict)
+    saved: set[tuple[int, int]] = field(default_factory=set)
+    logs: dict[int, bytes] = field(default_factory=dict)
+    error_entries: int = 64
+    shutdown_microseconds: int = 0
+    shuts_down: bool = True
+    shutdowns: list[tuple[int, list[int]]] = field(default_factory=list)
     enabled: int = 0
     becomes_ready: bool = True
     becomes_idle: bool = True
@@ -193,7 +226,7 @@ class Nvme:
             if offset == spec.CSTS:
                 return self.ready * 1 | self.fatal * 2 | self.shut_down * 8
             if offset == spec.VS:
-                return 1 << 16 | 4 << 8
+                return self.version
             return self._registers.get(offset, 0)
 
     def write32(self, offset: int, value: int) -> None:
@@ -209,6 +242,12 @@ class Nvme:
                 self._configure(before, value)
 
     def _configure(self, before: int, now: int) -> None:
+        if before & spec.CC_ENABLE:
+            changed = (before ^ now) & ~(spec.CC_ENABLE | spec.CC_SHUTDOWN)
+            self._check(not changed, f"CC {before:#x} became {now:#x}")
+        if before & now & spec.CC_ENABLE and now & spec.CC_SHUTDOWN:
+            queues = self._submissions.keys() | self._completions.keys()
+            self.shutdowns.append((now >> 14 & 3, sorted(queues - {0})))
         if now & spec.CC_ENABLE and not before & spec.CC_ENABLE:
             self._check(now >> 16 & 0xFF == 0x46, f"entry sizes: CC {now:#x}")
             self._check(4096 << (now >> 7 & 0xF) == self.page, f"page size: CC {now:#x}")
@@ -225,7 +264,7 @@ class Nvme:
             self.ready = self.becomes_ready
         elif not now & spec.CC_ENABLE and self.becomes_idle:
             self.reset()
-        self.shut_down = bool(now >> 14 & 3)
+        self.shut_down = bool(now & spec.CC_SHUTDOWN) and self.shuts_down
 
     def reset(self) -> None:
         """As by CC.EN = 0, by a reset of the function, or by somebody else."""
@@ -262,6 +301,8 @@ class Nvme:
             )
             self._check(len(under_way) < ring.depth - 1, "more under way than the queue holds")
             self.waiting.append(command)
+            aborts = [c for c in self.waiting if not c.queue and c.opcode == Admin.ABORT]
+            self._check(len(aborts) <= self.most_aborts, f"{len(aborts)} aborts at a time")
             if not (self.hold and queue):
                 status = self.answer(command)
                 if status is not None:
@@ -329,9 +370,9 @@ class Nvme:
             count = (command.dwords[0] & 0xFF) + 1
             data = self._gather(command, 16 * count)
             for _, blocks, lba in struct.iter_unpack("<IIQ", data):
-                self.disk[lba * self.block : (lba + blocks) * self.block] = bytes(
-                    blocks * self.block
-                )
+                self.deallocated.append((lba, blocks))
+                start, end = lba * self.block, min((lba + blocks) * self.block, len(self.disk))
+                self.disk[start:end] = bytes(max(end - start, 0))
         elif command.opcode != Io.FLUSH:
             return 0x001
         return SUCCESS
@@ -339,7 +380,7 @@ class Nvme:
     def _do_admin(self, command: Submission) -> tuple[int, int] | None:
         first, second = command.dwords[:2]
         if command.opcode == Admin.IDENTIFY:
-            self._scatter(command, self._identify(first & 0xFF))
+            self._scatter(command, self._identify(first & 0xFF, command.namespace))
         elif command.opcode == Admin.SET_FEATURES and first & 0xFF == 7:
             most = self.most_queues - 1
             return SUCCESS, min(second & 0xFFFF, most) | min(second >> 16, most) << 16
@@ -365,12 +406,39 @@ class Nvme:
             return SUCCESS, 1
         elif command.opcode == Admin.GET_LOG_PAGE:
             size = 4 * ((first >> 16 | (second & 0xFFFF) << 16) + 1)
-            self._scatter(command, bytes(i & 0xFF for i in range(size)))
+            self._check(command.namespace in (0, spec.ALL_NAMESPACES), "a log of one namespace")
+            page = self.logs.get(first & 0xFF)
+            if page is None:
+                page = bytes(range(256)) * (size // 256 + 1)
+            self._check(size <= len(page), f"{size} bytes of a log of {len(page)}")
+            self._scatter(command, page[:size])
+        elif command.opcode in (Admin.SET_FEATURES, Admin.GET_FEATURES):
+            feature = first & 0xFF, command.namespace
+            if command.opcode == Admin.GET_FEATURES:
+                self._check(not first >> 8, f"get features {first:#x}")
+                return SUCCESS, self.features.get(feature, 0)
+            self._check(not first >> 8 & 0x7FFFFF, f"set features {first:#x}")
+            self.features[feature] = second
+            if first >> 31:
+                self.saved.add(feature)
+        elif command.opcode == Admin.FORMAT:
+            self._check(not first & ~0x3E0F, f"format {first:#x}")
+            return self._format(command.namespace, first), 0
         elif command.opcode == Admin.ASYNC_EVENT_REQUEST:
             return None
-        elif command.opcode not in (Admin.SET_FEATURES, Admin.GET_FEATURES, Admin.FORMAT):
+        else:
             return 0x001, 0
         return SUCCESS, 0
+
+    def _format(self, namespace: int, how: int) -> int:
+        index = how & 0xF | (how >> 12 & 3) << 4
+        if index != self.format and index not in self.formats:
+            return 0x10A
+        self.formats.setdefault(self.format, self.block)
+        self.format, self.block = index, self.formats.get(index, self.block)
+        self.disk[:] = bytes(len(self.disk))
+        self.erased.append((namespace, how >> 9 & 7))
+        return SUCCESS
 
     def _create(self, rings: dict[int, _Ring], command: Submission, vector: int | None) -> None:
         number, size = command.dwords[0] & 0xFFFF, command.dwords[0] >> 16
@@ -379,20 +447,28 @@ class Nvme:
         self._check(not command.pointers[0] % self.page, "a queue that begins within a page")
         rings[number] = _Ring(command.pointers[0], size + 1, vector=vector)
 
-    def _identify(self, what: int) -> bytes:
+    def _identify(self, what: int, namespace: int) -> bytes:
         data = bytearray(4096)
         if what == Identify.CONTROLLER:
             struct.pack_into("<H2x20s40s8s", data, 0, 0x1234, b"S1", b"Modelled", b"1")
             data[77] = self.transfer_pages
-            struct.pack_into("<I", data, 80, 1 << 16 | 4 << 8)
-            struct.pack_into("<H", data, 256, 1 << 1)
-            struct.pack_into("<IH", data, 516, 1, 1 << 2)
+            struct.pack_into("<I", data, 80, self.version)
+            struct.pack_into("<I", data, 88, self.shutdown_microseconds)
+            struct.pack_into("<HB", data, 256, 1 << 1, self.most_aborts - 1)
+            data[262] = self.error_entries - 1
+            struct.pack_into("<IH", data, 516, max(self.namespaces), 1 << 2)
         elif what == Identify.ACTIVE_NAMESPACES:
-            struct.pack_into("<I", data, 0, 1)
-        else:
-            blocks = len(self.disk) // self.block
+            self._check(self.version >= 1 << 16 | 1 << 8, "a list that version 1.0 has not")
+            ids = [id for id in sorted(self.namespaces) if id > namespace][:1024]
+            struct.pack_into(f"<{len(ids)}I", data, 0, *ids)
+        elif namespace in self.namespaces and namespace not in self.blank:
+            blocks = len(self.disk) // self.block if self.blocks is None else self.blocks
             struct.pack_into("<QQQ", data, 0, blocks, blocks, blocks)
-            struct.pack_into("<HBB", data, 128, 0, self.block.bit_length() - 1, 0)
+            formats = {**self.formats, self.format: self.block}
+            data[25] = max(formats)
+            data[26] = self.format & 0xF | self.format >> 4 << 5
+            for index, block in formats.items():
+                struct.pack_into("<HBB", data, 128 + 4 * index, 0, block.bit_length() - 1, 0)
         return bytes(data)
 
     def _gather(self, command: Submission, size: int) -> bytes:

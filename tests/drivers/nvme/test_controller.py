@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
+import struct
 import threading
 from typing import Any
 
@@ -68,6 +70,28 @@ def test_memory_that_the_device_reaches(
         assert view == data
         assert device.nvme.disk[BLOCK : BLOCK + size] == data
         del view
+
+
+def test_memory_that_two_large_writes_share(device: Device, make: MakeController) -> None:
+    """Each has a mapping of its own, which ends with it."""
+    disk = make().namespaces[1]
+    memory = mmap.mmap(-1, 2 << 20)
+    memory[:] = data = os.urandom(2 << 20)
+    device.nvme.hold = True
+    first, second = disk.start_write(0, memory), disk.start_write(8192, memory)
+    assert device.dma.iova_of(memory) is None
+    for command in device.nvme.under_way():
+        if command.lba < 8192:
+            device.nvme.complete(command)
+    assert first.wait() == 0
+    # What takes the addresses that the first had.
+    other = mmap.mmap(-1, 2 << 20)
+    with device.dma.map(other):
+        for command in device.nvme.under_way():
+            device.nvme.complete(command)
+        assert second.wait() == 0
+    assert device.nvme.disk[: 2 << 20] == data
+    assert device.nvme.disk[4 << 20 : 6 << 20] == data
 
 
 def test_a_burst(device: Device, disk: nvme.Namespace) -> None:
@@ -322,6 +346,56 @@ def test_an_abort_is_no_other_commands(device: Device, make: MakeController, clo
     assert controller.resets == 0
 
 
+def test_a_command_that_ends_before_it_is_aborted(
+    device: Device, make: MakeController, clock: Clock
+) -> None:
+    """Its identifier is free again once, or is an innocent's, which is not aborted."""
+    controller = make(depth=4)
+    disk, queue = controller.namespaces[1], controller.queues[0]
+    device.nvme.hold = True
+    for innocent in (False, True):
+        ended = disk.start_flush()
+        assert isinstance(ended, nvme.Command)
+        identifier = queue.identifier_of(ended)
+        assert identifier is not None
+        device.nvme.complete(device.nvme.under_way()[0])
+        queue.line.look()
+        other = disk.start_flush() if innocent else None
+        assert controller._start_abort(queue, identifier, ended) is None
+        assert not controller.abort(ended)
+        assert not device.nvme.aborts
+        if other is not None:
+            assert queue.identifier_of(other) == identifier  # type: ignore[arg-type]
+            device.nvme.complete(device.nvme.under_way()[0])
+            assert other.wait() == 0
+        assert sorted(queue._free) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_no_more_aborts_than_it_takes(
+    device: Device, make: MakeController, clock: Clock, most: int
+) -> None:
+    device.nvme.most_aborts = most
+    controller = make(depth=16)
+    disk = controller.namespaces[1]
+    device.nvme.hold = True
+    device.nvme.answer = lambda command: None  # of aborts
+    flushes = [disk.start_flush() for _ in range(10)]
+    clock.now += 31
+    for left in range(10, 0, -most):
+        assert controller._diagnose() is None
+        aborts = [command for command in device.nvme.waiting if not command.queue]
+        assert len(aborts) == min(left, most)
+        for command in aborts:
+            device.nvme.complete(command)
+        controller._admin.line.look()
+    device.nvme.hold = False
+    for flush in flushes:
+        with pytest.raises(nvme.CommandTimedOut, match="aborted"):
+            flush.wait()
+    assert controller.resets == 0
+
+
 def test_aborting_by_hand(device: Device, disk: nvme.Namespace) -> None:
     device.nvme.hold = True
     first, second = disk.start_flush(), disk.start_flush()
@@ -494,6 +568,37 @@ def test_a_diagnosis_from_before_a_reset_gives_nobody_up(
     disk.flush()
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_registers_that_are_out_of_reach(
+    device: Device,
+    disk: nvme.Namespace,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    late: bool,
+) -> None:
+    """For a moment, while somebody writes the command register, gives nobody up; for long does."""
+    device.nvme.hold = True
+    flush = disk.start_flush()
+    clock.now += 31 * late
+
+    def refuse(offset: int) -> int:
+        raise errors.MemoryDisabled("memory decoding is off")
+
+    with monkeypatch.context() as context:
+        context.setattr(disk._controller._registers, "read32", refuse)
+        mend = disk._controller._diagnose()
+        assert (mend is not None) == late
+        if mend is not None:
+            mend()
+            with pytest.raises(errors.MemoryDisabled):
+                flush.wait()
+            return
+    assert disk._controller._diagnose() is None
+    assert device.bus_master
+    device.nvme.complete(device.nvme.under_way()[0])
+    assert flush.wait() == 0
+
+
 def test_many_resets(device: Device, disk: nvme.Namespace) -> None:
     buffers = len(device.dma.open_buffers)
     for count in range(1, 6):
@@ -611,6 +716,42 @@ def test_closing_with_commands_under_way(device: Device, make: MakeController, s
     assert device.bus_master == (state not in ("gone", "stuck"))
 
 
+# Features and logs.
+
+
+def test_features(device: Device, disk: nvme.Namespace) -> None:
+    controller = disk._controller
+    assert controller.get_feature(nvme.Feature.TEMPERATURE_THRESHOLD) == 0
+    controller.set_feature(nvme.Feature.TEMPERATURE_THRESHOLD, 0x8000_0155)
+    controller.set_feature(nvme.Feature.ERROR_RECOVERY, 7, namespace=1, save=True)
+    assert device.nvme.features == {(4, 0): 0x8000_0155, (5, 1): 7}
+    assert device.nvme.saved == {(5, 1)}
+    assert controller.get_feature(nvme.Feature.TEMPERATURE_THRESHOLD) == 0x8000_0155
+    assert controller.get_feature(nvme.Feature.ERROR_RECOVERY, namespace=1) == 7
+    assert controller.get_feature(nvme.Feature.ERROR_RECOVERY) == 0
+
+
+def test_logs(device: Device, disk: nvme.Namespace) -> None:
+    """More than it keeps of them is not asked for."""
+    controller = disk._controller
+    entry = struct.Struct("<QHHH2xQI36x")
+    device.nvme.logs[nvme.Log.ERRORS] = b"".join(
+        entry.pack(100 - number, 1, number, 0x281 << 1, 5, 1) for number in range(64)
+    )
+    device.nvme.logs[nvme.Log.SMART] = struct.pack("<BHBBB", 4, 300, 99, 10, 3).ljust(512, b"\0")
+    assert [error.number for error in controller.error_log(2)] == [100, 99]
+    assert controller.error_log() == controller.error_log(1000)
+    assert len(controller.error_log()) == 64
+    assert controller.error_log(1) == (nvme.ErrorEntry(100, 1, 0, 0x281, 5, 1),)
+    assert controller.smart().temperature == 300
+    assert controller.smart().warnings == ("the reliability is degraded",)
+
+
+def test_a_log_of_more_than_16_bits(device: Device, disk: nvme.Namespace) -> None:
+    device.nvme.logs[0xC0] = data = os.urandom((256 << 10) + 8)
+    assert disk._controller.log_page(0xC0, len(data)) == data
+
+
 # What others give us to call.
 
 
@@ -663,6 +804,24 @@ def test_data_is_there_before_the_command_is_done(device: Device, disk: nvme.Nam
     waiter.join()
     assert seen == [False]
     assert command.done
+
+
+def test_there_is_no_result_before_the_end(device: Device, disk: nvme.Namespace) -> None:
+    device.nvme.hold = True
+    with device.dma.alloc(BLOCK) as buffer:
+        operations = [
+            disk.start_flush(),
+            disk.start_read(0, bytearray(BLOCK)),
+            disk.start_read_many([0], buffer.view),
+        ]
+        for operation in operations:
+            with pytest.raises(errors.StateError, match="not ended"):
+                operation.result()
+        for command in device.nvme.under_way():
+            device.nvme.complete(command)
+        for operation in operations:
+            operation.wait()
+            assert operation.result() == 0
 
 
 def test_its_registers(disk: nvme.Namespace) -> None:

@@ -168,6 +168,49 @@ def test_a_thread_and_a_loop_on_one_line(device: Device, asleep: nvme.Namespace)
     assert results == [0]
 
 
+def test_a_thread_beside_a_loop_that_awaits_something_else(
+    device: Device, asleep: nvme.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is woken by each of its interrupts, and the loop rests while there are none."""
+    device.nvme.hold = True
+    long = asleep.start_flush()
+    (last,) = device.nvme.under_way()
+    turns = 0
+    interrupted = line._Watch._interrupted
+
+    def counted(watch: line._Watch) -> None:
+        nonlocal turns
+        turns += 1
+        interrupted(watch)
+
+    monkeypatch.setattr(line._Watch, "_interrupted", counted)
+
+    def work() -> None:
+        for number in range(50):
+            flush = asleep.start_flush()
+            with waiting(flush) as results:
+                sleepers(asleep, 1)
+                if not number:
+                    before = turns
+                    time.sleep(0.05)
+                    assert turns == before
+                device.nvme.complete(device.nvme.under_way()[-1])
+            assert results == [0]
+
+    async def main() -> None:
+        task = asyncio.ensure_future(awaited(long))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(work)
+        await asyncio.sleep(0.01)
+        before = turns
+        await asyncio.sleep(0.05)
+        assert turns == before
+        device.nvme.complete(last)
+        assert await task == 0
+
+    asyncio.run(main())
+
+
 def test_two_loops_on_one_line(device: Device, asleep: nvme.Namespace) -> None:
     device.nvme.hold = True
     first, second = asleep.start_flush(), asleep.start_flush()
