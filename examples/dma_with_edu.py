@@ -21,7 +21,7 @@ import time
 
 import pyvfio
 from pyvfio import errors
-from pyvfio.device import Region
+from pyvfio.device import Device
 from pyvfio.drivers import edu
 
 SOURCE, TARGET, COUNT, COMMAND = 0x80, 0x88, 0x90, 0x98  # registers: byte offsets in BAR 0
@@ -31,8 +31,9 @@ LAST_IOVA = (1 << 28) - 1
 TIMEOUT = 30.0  # seconds; an emulated host may be slow
 
 
-def move(bar: Region, source: int, target: int, size: int, direction: int) -> None:
+def move(device: Device, source: int, target: int, size: int, direction: int) -> None:
     """Let edu copy `size` bytes; `direction` is 0 or TO_MEMORY."""
+    bar = device.bars[0]
     bar.write64(SOURCE, source)
     bar.write64(TARGET, target)
     bar.write64(COUNT, size)
@@ -41,6 +42,7 @@ def move(bar: Region, source: int, target: int, size: int, direction: int) -> No
     deadline = time.monotonic() + TIMEOUT
     while bar.read64(COMMAND) & START:
         if time.monotonic() > deadline:
+            device.bus_master = False  # it may yet write, and the memory is soon used for others
             raise errors.StateError("edu does not finish")
         time.sleep(0.001)
     pyvfio.fence()  # and the device's is read only after it said that it is done
@@ -50,24 +52,23 @@ def main(address: str) -> None:
     text = b"hello, device"
     with pyvfio.bound(address), pyvfio.open(address) as device:
         edu.Edu(device)  # refuses another device
-        bar = device.bars[0]
 
         # Memory that both see. The device knows it by its IOVA, and reaches nothing else.
         with device.dma.alloc(4096, max_iova=LAST_IOVA) as buffer:
             print(f"a buffer of {buffer.size} bytes, at {buffer.iova:#x} for the device")
             buffer.view[: len(text)] = text
-            move(bar, buffer.iova, OWN_MEMORY, len(text), 0)
-            move(bar, OWN_MEMORY, buffer.iova + 1024, len(text), TO_MEMORY)
+            move(device, buffer.iova, OWN_MEMORY, len(text), 0)
+            move(device, OWN_MEMORY, buffer.iova + 1024, len(text), TO_MEMORY)
             print("moved to the device and back:", bytes(buffer.view[1024 : 1024 + len(text)]))
 
         # Whole pages that somebody else allocated: an mmap here, a numpy array, a file.
         memory = mmap.mmap(-1, mmap.PAGESIZE)
         with device.dma.map(memory, max_iova=LAST_IOVA) as mapping:
-            move(bar, OWN_MEMORY, mapping.iova, len(text), TO_MEMORY)
+            move(device, OWN_MEMORY, mapping.iova, len(text), TO_MEMORY)
             print("from the device into memory of our own:", memory[: len(text)])
 
         memory[:9] = b"untouched"
-        move(bar, OWN_MEMORY, mapping.iova, len(text), TO_MEMORY)
+        move(device, OWN_MEMORY, mapping.iova, len(text), TO_MEMORY)
         print(f"unmapped again: the IOMMU stops the device, and our memory stays {memory[:9]!r}")
 
 

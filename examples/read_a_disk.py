@@ -1,6 +1,8 @@
 """Read an NVMe disk: what it is, a block, many pieces at once, its health. Nothing is written.
 
-    tools/bench run x86 -- sh -c 'echo Hello >/dev/nvme0n1; python3 examples/read_a_disk.py'
+    tools/bench run x86 -- sh -c '
+        disk=$(basename /sys/bus/pci/devices/0000:01:00.0/nvme/nvme*/nvme*n1)
+        echo Hello >/dev/$disk && python3 examples/read_a_disk.py'
 
 prints
 
@@ -11,6 +13,7 @@ prints
     its health: ... K, 0 media errors
 
 Linux's driver writes to the bench's disk here, which is empty at first, and then pyvfio's has it.
+Linux numbers several disks as it finds them, so sysfs is asked for the name.
 Another disk is read after `pyvfio list` told its address; one that is mounted is refused.
 """
 

@@ -13,7 +13,9 @@ import pyvfio
 from hwtests.child import in_child
 from hwtests.kernel_log import KernelLog
 from hwtests.numpy_here import usable_numpy
+from pyvfio import errors
 from pyvfio.device import Device, Irq
+from pyvfio.drivers import edu
 from pyvfio.drivers.edu import Registers
 from pyvfio.iommu import DmaBuffer, SpaprTce
 from pyvfio.pci import Function
@@ -216,6 +218,33 @@ def test_a_read_only_mapping_is_not_written(
     with device.dma.map(memory, max_iova=(1 << DMA_BITS) - 1) as mapping:
         transfer(registers, OWN_MEMORY, mapping.iova, 4, TO_MEMORY)
     assert memory[:4] == b"read"
+
+
+def test_the_driver_ends_dma_that_it_gives_up(
+    device: Device, registers: Registers, buffer: DmaBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = edu.Edu(device)
+    buffer.view[:4] = b"late"
+    driver.read_memory(buffer.iova, 4)
+    monkeypatch.setattr(edu, "_TIMEOUT", 0.001)
+    with device.req.enable() as nobody, pytest.raises(errors.StateError):
+        driver.write_memory(buffer.iova, 4, nobody[0])  # which never hears of it
+    assert not device.bus_master
+    buffer.view[:4] = b"kept"
+    finish(registers, DMA_COMMAND, START)
+    registers.write32(ACKNOWLEDGE, DMA_DONE)
+    assert bytes(buffer.view[:4]) == b"kept"
+
+
+def test_the_driver_takes_no_interrupt_of_before_for_its_own(
+    device: Device, buffer: DmaBuffer
+) -> None:
+    driver = edu.Edu(device)
+    with device.msi.enable() as vectors:
+        device.msi.trigger()
+        device.msi.trigger()
+        driver.read_memory(buffer.iova, 4, vectors[0])
+        assert vectors[0].count == 3, "it did not wait for that of its own"
 
 
 def test_closing_while_a_view_lives_ends_dma(function: Function) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pyvfio
+from hwtests.nvme_nodes import node
 from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio.abi import vfio
@@ -312,18 +313,13 @@ def test_a_network_interface_with_an_address_is_refused(card: Function) -> None:
         assert card.driver == "vfio-pci"
 
 
-def node(function: Function) -> str:
-    (name,) = (path.name for path in (function.sysfs / "nvme/nvme0").glob("nvme0n*"))
-    return f"/dev/{name}"
-
-
 def test_swap_is_refused(disk: Function) -> None:
     assert users(disk) == ()
     device = node(disk)
     subprocess.run(["mkswap", device], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["swapon", device], check=True)
     try:
-        with pytest.raises(errors.DeviceInUse, match=f"disk {Path(device).name} is swap space"):
+        with pytest.raises(errors.DeviceInUse, match=f"disk {device.name} is swap space"):
             bind(disk.address)
         assert disk.driver == "nvme"
     finally:
@@ -336,7 +332,7 @@ def test_a_mounted_disk_is_refused(disk: Function, tmp_path: Path) -> None:
     subprocess.run(["mke2fs", device], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["mount", "-t", "ext4", device, tmp_path], check=True)
     try:
-        says = f"disk {Path(device).name} is mounted on {tmp_path}"
+        says = f"disk {device.name} is mounted on {tmp_path}"
         with pytest.raises(errors.DeviceInUse, match=says):
             bind(disk.address)
         assert disk.driver == "nvme"
@@ -354,11 +350,7 @@ def test_a_claimed_disk_is_refused(disk: Function) -> None:
         os.close(claim)
     with bound(disk.address):
         assert disk.driver == "vfio-pci"
-    for _ in range(200):  # nvme looks for its namespaces later
-        if list(disk.sysfs.glob("nvme/nvme0/nvme0n1")):
-            break
-        time.sleep(0.05)
-    assert Path(node(disk)).is_block_device()
+    assert node(disk).is_block_device()
 
 
 def test_the_share_with_the_checkout_is_in_use() -> None:

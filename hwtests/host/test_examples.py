@@ -23,7 +23,7 @@ EXAMPLES = sorted((CHECKOUT / "examples").glob("*.py"))
 def test_it_prints_what_it_says(example: Path) -> None:
     text = ast.get_docstring(ast.parse(example.read_text())) or ""
     found = re.search(
-        r"^    tools/bench run x86 -- (.+)\n\nprints\n\n((?:    .*\n|\n)+)", text, re.M
+        r"^    tools/bench run x86 -- ((?:.+\n)+)\nprints\n\n((?:    .*\n|\n)+)", text, re.M
     )
     assert found, "its docstring says how to run it and what it prints"
     command, shown = found.groups()

@@ -14,11 +14,12 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from hwtests.nvme_nodes import node
 from pyvfio.pci import Function
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +27,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 DISK = "0000:01:00.0"
-NODE = Path("/dev/nvme0n1")
 MIB = 1 << 20
 BLOCK = 512
 WAIT = 120.0
@@ -50,13 +50,7 @@ def _given_back() -> Iterator[None]:
 @contextmanager
 def kernels_disk(flags: int = os.O_RDWR) -> Iterator[int]:
     """The disk as the kernel's driver has it, once it has found the namespace."""
-    for _ in range(400):
-        with suppress(FileNotFoundError):
-            file = os.open(NODE, flags)
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError(f"{NODE} does not appear")
+    file = os.open(node(Function(DISK)), flags)
     try:
         yield file
     finally:
@@ -91,7 +85,7 @@ def disk_size() -> int:
 
 def test_identify_and_smart_show_what_the_kernel_knows() -> None:
     size = disk_size()
-    known = Function(DISK).sysfs / "nvme/nvme0"
+    (known,) = (Function(DISK).sysfs / "nvme").iterdir()
     serial, model = ((known / name).read_text().strip() for name in ("serial", "model"))
     entry = json.loads(nvme("identify", DISK, "--json")[0])
     assert (entry["serial"], entry["model"]) == (serial, model)
@@ -151,9 +145,9 @@ def test_a_file_is_copied_to_the_disk_and_back(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_used_is_refused(tmp_path: Path) -> None:
-    with kernels_disk(os.O_RDONLY):
-        subprocess.run(["mke2fs", "-q", NODE], check=True)
-    subprocess.run(["mount", "-t", "ext4", NODE, tmp_path], check=True)
+    disk = node(Function(DISK))
+    subprocess.run(["mke2fs", "-q", disk], check=True)
+    subprocess.run(["mount", "-t", "ext4", disk, tmp_path], check=True)
     try:
         for arguments in (
             ["write", DISK, "/dev/zero", "--lba", "0", "--yes"],
@@ -161,8 +155,8 @@ def test_a_disk_that_is_used_is_refused(tmp_path: Path) -> None:
         ):
             assert f"is mounted on {tmp_path}" in nvme(*arguments, status=5)[1]
         # The kernel's name of the same disk, as an end of a copy.
-        said = nvme("copy", str(NODE), DISK, "--yes", status=5)[1]
-        assert f"{NODE} is in use: mounted" in said
+        said = nvme("copy", str(disk), DISK, "--yes", status=5)[1]
+        assert f"{disk} is in use: mounted" in said
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -203,8 +197,7 @@ class Terminal:
 
 def test_a_terminal_is_asked_and_shows_progress() -> None:
     kernel_writes(0, noise(MIB, 6))
-    with kernels_disk(os.O_RDONLY):
-        subprocess.run(["mke2fs", "-q", NODE], check=True)
+    subprocess.run(["mke2fs", "-q", node(Function(DISK))], check=True)
     before = kernel_reads(0, MIB)
     terminal = Terminal("write", DISK, "/dev/zero", "--lba", "0")
     terminal.until(r"\[y/N\]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Literal
 
 from pyvfio import errors
@@ -104,11 +105,13 @@ class Edu:
         """Let the device compute `number`!, modulo 2**32.
 
         Args:
-            vector: waits for its interrupt; None polls.
+            vector: waits for its interrupt, after taking what came before; None polls.
 
         Raises:
             StateError: it did not finish.
         """
+        if vector is not None:
+            vector.take()  # of an operation that was given up
         self._registers.write32(_STATUS, 0 if vector is None else _IRQ_WHEN_COMPUTED)
         self._registers.write32(_FACTORIAL, number)
         self._finish(vector, _STATUS, _COMPUTING)
@@ -134,10 +137,13 @@ class Edu:
         Args:
             iova: where to read, at most :data:`LAST_IOVA`.
             size: bytes, at most :data:`LARGEST`.
-            vector: waits for its interrupt; None polls.
+            vector: waits for its interrupt, after taking what came before; None polls.
 
         Raises:
             StateError: it did not finish.
+
+        Whatever ends it early (Control-C, too) leaves bus mastering off: the device is not done
+        with memory that its owner may now give to others.
         """
         self._dma(iova, BUFFER, size, 0, vector)
 
@@ -155,13 +161,20 @@ class Edu:
         registers.write64(_DMA_SIZE, size)
         fence()  # data before doorbell
         command = flags | _DMA_START | (0 if vector is None else _IRQ_WHEN_MOVED)
-        registers.write32(_DMA_COMMAND, command)
-        self._finish(vector, _DMA_COMMAND, _DMA_START)
+        if vector is not None:
+            vector.take()  # of an operation that was given up
+        try:
+            registers.write32(_DMA_COMMAND, command)
+            self._finish(vector, _DMA_COMMAND, _DMA_START)
+        except BaseException:
+            with suppress(errors.Error):  # what has gone does no DMA
+                self._device.bus_master = False
+            raise
 
     def _finish(self, vector: Vector | None, register: int, busy: int) -> None:
         if vector is not None:
             if not vector.wait(_TIMEOUT):
-                raise errors.StateError("edu did not interrupt: is bus mastering on?")
+                raise errors.StateError("edu did not interrupt: was bus mastering on?")
             self.acknowledge()
         deadline = time.monotonic() + _TIMEOUT
         while self._registers.read32(register) & busy:

@@ -103,7 +103,7 @@ def several_namespaces(directory: Path, options: str = "") -> str:
         with file.open("wb") as disk:
             disk.truncate(megabytes << 20)
         words += [
-            f"-drive file={file},if=none,id=namespace-{number},format=raw",
+            f"-drive file={file},if=none,id=namespace-{number},format=raw,discard=unmap",
             f"-device nvme-ns,drive=namespace-{number},bus=disks,nsid={number},"
             f"logical_block_size={block},physical_block_size={block}",
         ]

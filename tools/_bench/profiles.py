@@ -87,7 +87,7 @@ X86 = Profile(
         *("-device", "pcie-root-port,id=nvme-port,chassis=1,slot=1,addr=0x10"),
         *("-device", "pcie-root-port,id=e1000e-port,chassis=2,slot=2,addr=0x11"),
         *("-device", "pcie-root-port,id=spare,chassis=3,slot=3,addr=0x12"),
-        *("-drive", "file={scratch},if=none,id=scratch,format=raw"),
+        *("-drive", "file={scratch},if=none,id=scratch,format=raw,discard=unmap"),
         *("-device", "nvme,drive=scratch,serial=pyvfio-bench,bus=nvme-port"),
         *("-netdev", "user,id=net,restrict=on"),
         *("-device", "e1000e,netdev=net,bus=e1000e-port"),
@@ -138,7 +138,7 @@ _POWERNV: dict[str, Any] = {
 }
 _POWERNV_MACHINE = (
     *("-m", "4G", "-smp", "2", "-nic", "none", "-vga", "none"),
-    *("-drive", "file={scratch},if=none,id=scratch,format=raw"),
+    *("-drive", "file={scratch},if=none,id=scratch,format=raw,discard=unmap"),
     *("-netdev", "user,id=net,restrict=on"),
     *("-device", "e1000e,netdev=net,bus=pcie.0,romfile="),
 )
