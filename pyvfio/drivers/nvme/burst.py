@@ -125,7 +125,7 @@ class Burst(Operation):
     def _finish_if_ended(self) -> None:
         with self._lock:
             more = self._failed is None and self._at < len(self._lbas)
-            if self._memory is None or self._under_way or more:
+            if self.done or self._under_way or more:
                 return
             self._memory = None
         self._finish(self._failed)

@@ -586,7 +586,9 @@ class Controller(Closing):
         if any(queue.stopped for queue in self._everything):
             return partial(
                 self._mend,
-                lambda work: status.ControllerReset("resetting the controller was interrupted"),
+                lambda work: status.ControllerReset(
+                    f"{self.device.address} was reset, since the driver was interrupted at work"
+                ),
             )
         try:
             now = self._registers.read32(spec.CSTS)

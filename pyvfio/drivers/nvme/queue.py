@@ -130,8 +130,10 @@ class Queue:
         self._words = self._completions.view.cast("I")
         self._end = len(self._words)
         self._backlog: deque[Work] = deque()
-        # Work with commands that have ended, to be told; whoever does so may be interrupted.
-        self._ended: deque[Work] = deque()
+        # Set when an exception out of a signal handler, as Ctrl-C's, cut this short anywhere: what
+        # the rings and the tables say may be half done, and only a reset makes it whole.
+        self._broken = False
+        self._lost: deque[Work] = deque()  # what nobody else will tell of its end
         self._refusal: Exception | None = None
         self._held = 0
         self._running = False
@@ -210,10 +212,14 @@ class Queue:
             if self._refusal is not None:
                 # One exception for all: without the frames, and their memory, of those before.
                 raise self._refusal.with_traceback(None)
-            if self._backlog or not self._running or not work.place(self):
-                self._backlog.append(work)
-            if not self._held:
-                self._ring()
+            try:
+                if self._backlog or not self._running or not work.place(self):
+                    self._backlog.append(work)
+                if not self._held:
+                    self._ring()
+            except BaseException:
+                self._broken = True
+                raise
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -357,23 +363,25 @@ class Queue:
             0 if there was nothing to do.
         """
         # A look without the lock, which costs as much as all of it.
-        if self._words[self._word] & _PHASE != self._phase and not self._ended:
+        if self._words[self._word] & _PHASE != self._phase:
             return 0
-        with self._lock:
-            count = self._take()
-        if not self._ended:
-            return count
-        with self.batch():
-            while self._ended:
-                try:
-                    work = self._ended.popleft()
-                except IndexError:  # another thread was quicker
-                    break
-                count += 1
-                work.advance()
+        ended: deque[Work] = deque()
+        try:
+            with self._lock:
+                count = self._take(ended)
+            if ended:
+                with self.batch():
+                    while ended:
+                        ended[0].advance()
+                        ended.popleft()
+        except BaseException:
+            self._lost.extend(ended)
+            self._broken = True
+            raise
         return count
 
-    def _take(self) -> int:
+    def _take(self, ended: deque[Work]) -> int:
+        """Take completions; `ended` gets whose they are."""
         words, word, phase, end = self._words, self._word, self._phase, self._end
         found = []
         while (entry := words[word]) & _PHASE == phase:
@@ -382,12 +390,11 @@ class Queue:
             if word > end:
                 word = 3
                 phase ^= _PHASE
-        if not found or not self._running:
+        if not found or not self._running or self._broken:
             return 0
         fence()  # what the device wrote before is there: dword 0, and the data
         at, self._word, self._phase = self._word, word, phase
         table, free, aborts = self._work, self._free, self._aborts
-        ended = self._ended
         for entry in found:
             identifier = entry & 0xFFFF
             work = table[identifier] if identifier < self.depth else None
@@ -466,14 +473,15 @@ class Queue:
         with self._lock:
             self._start_anew()
             self._running = True
+            self._broken = False
             self._refusal = None
             self._place_waiting()
             self._ring()
 
     @property
     def stopped(self) -> bool:
-        """Whether commands wait for a controller that is to come back."""
-        return not self._running and self._refusal is None
+        """Whether commands wait for a controller that must be reset first."""
+        return (self._broken or not self._running) and self._refusal is None
 
     def stop(self) -> None:
         """The controller takes no commands for now: they wait."""
@@ -499,8 +507,10 @@ class Queue:
                     lost[id(work)] = work
             if refusal is not None:
                 self._refusal = refusal
-        for work in lost.values():
-            work.failed(error(work))
+            self._lost.extend(lost.values())
+        while self._lost:
+            self._lost[0].failed(error(self._lost[0]))
+            self._lost.popleft()
 
     def close(self) -> None:
         """Give its memory back. The controller is done with it."""
@@ -611,7 +621,7 @@ class Command(Operation):
     def failed(self, error: Exception) -> None:
         """As :meth:`Work.failed`."""
         self._memory = None
-        self.error = error
+        self.error = self.error or error
         self.advance()
 
     def result(self) -> int:

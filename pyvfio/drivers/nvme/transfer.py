@@ -101,7 +101,7 @@ class Transfer(Operation):
             self._window = len(self._buffers)
         self._pieces = self._cut(lba, memory.nbytes, largest)
         self._lock = threading.RLock()
-        self._under_way = 0
+        self._under_way: set[int] = set()  # offsets of the pieces
         self._failed: Exception | None = None
         with queue.batch():
             self._go_on()
@@ -113,17 +113,17 @@ class Transfer(Operation):
 
     def _go_on(self) -> None:
         with self._lock:
-            while self._failed is None and self._under_way < self._window:
+            while self._failed is None and len(self._under_way) < self._window:
                 piece = next(self._pieces, None)
                 if piece is None:
                     break
-                self._under_way += 1
+                self._under_way.add(piece[1])
                 try:
                     self._start(*piece)
                 except errors.Error as error:
-                    self._under_way -= 1
+                    self._under_way.discard(piece[1])
                     self._failed = error
-            if self._under_way or self._memory is None:
+            if self.done or self._under_way:
                 return
             self._memory = None
             for buffer in self._buffers:
@@ -149,7 +149,7 @@ class Transfer(Operation):
 
         def ended(command: Command) -> None:
             with self._lock:
-                self._under_way -= 1
+                self._under_way.discard(offset)
                 if command.error is not None:
                     self._failed = self._failed or command.error
                 if buffer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -33,8 +34,7 @@ def test_it_has_not_ended_while_its_last_commands_are_placed(
             device.nvme.complete(command)
         queue = disk._controller.queues[0]
         with queue._lock:
-            queue._take()
-        queue._ended.clear()
+            queue._take(deque())
         burst._under_way = Noticed(burst._under_way)
         with queue._lock:
             burst.place(queue)
