@@ -186,3 +186,20 @@ def test_rows_are_measured_on_the_host_that_is_named(
     with pytest.raises(SystemExit):
         cli.main(["--on", "vax"])
     assert "power9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["dma", "--device", "0000:01:00.0", "--on", "power8"], "on another"),
+        (["--device", "0000:01:00.0"], "which rows"),
+        (["--on", "power8", "speed"], "no row 'speed'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        cli.main(arguments)
+    assert refused.value.code == 2
+    assert reason in capsys.readouterr().err
