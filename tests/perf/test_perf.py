@@ -19,7 +19,8 @@ def row(*comparisons: Comparison, name: str = "row", fails: bool = False) -> Row
     def measure(setting: Setting) -> Samples:
         if fails:
             raise RuntimeError("no such thing")
-        return Samples({"ours": [20.0, 30.0, 40.0], "theirs": [10.0] * 3}, {"peer": "not on PyPI"})
+        costs = {"ours": [20.0, 30.0, 40.0], "theirs": [10.0] * 3}
+        return Samples(costs, {"peer": "not on PyPI"}, {"theirs": 2})
 
     return Row(name, "a row[0]", "ns", comparisons, measure)
 
@@ -86,7 +87,10 @@ def test_the_json_is_the_report(
     [measured] = printed["results"]
     assert (measured["row"], measured["rounds"]) == ("row", 3)
     assert measured["compared"][0]["met"] is False
+    assert measured["restarts"] == {"theirs": 2}
     assert printed["failed"] == {}
+    assert cli.main([]) == 0
+    assert "theirs hung and was started again: 2 times" in capsys.readouterr().out
 
 
 def test_a_row_that_cannot_be_measured_leaves_the_others_and_fails_the_run(

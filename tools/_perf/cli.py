@@ -156,6 +156,9 @@ def _show(report: Report) -> None:
     absent = {name: why for row in report["results"] for name, why in row["absent"].items()}
     for name, reason in absent.items():
         console.print(f"[yellow]{name} is absent: {reason}")
+    for row in report["results"]:
+        for name, times in row["restarts"].items():
+            console.print(f"[yellow]{row['row']}: {name} hung and was started again: {times} times")
     for where in dict.fromkeys(row["where"] for row in report["results"]):
         names = ", ".join(row["row"] for row in report["results"] if row["where"] == where)
         console.print(f"[dim]{names}: {where}")
