@@ -141,8 +141,24 @@ def test_another_recipe_is_another_image() -> None:
     assert image.recipe(more) != image.recipe(X86)
     described = dataclasses.replace(X86, description="Other words, the same image.")
     assert image.recipe(described) == image.recipe(X86)
-    assert image.recipe(X86, ["fio", "nvme-cli"]) == image.recipe(X86, ["nvme-cli", "fio"])
     assert image.recipe(X86, ["fio"]) != image.recipe(X86)
+
+
+def test_the_same_packages_make_one_image_in_whatever_order_and_however_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYVFIO_CACHE", str(tmp_path))
+    monkeypatch.setattr(image, "_build", lambda profile, more, built, scratch: built.mkdir())
+    first = image.get(X86, ["fio", "nvme-cli"])
+    assert image.get(X86, ["nvme-cli", "fio", "fio"]) == first
+    assert image.get(X86, ["fio"]) != first
+
+
+def test_what_is_brought_in_brings_its_libraries() -> None:
+    assert {"libtirpc3t64", "perl"} <= set(image.left_out([]))
+    assert "libtirpc3t64" not in image.left_out(["fio"])  # by way of GlusterFS's libraries
+    assert "perl" in image.left_out(["fio"])
+    assert "perl" not in image.left_out(["perl"])
 
 
 def test_hosts_of_one_architecture_share_an_image_until_another_kernel_is_wanted() -> None:

@@ -130,11 +130,11 @@ def test_binding_and_the_command_line_on_a_host_with_something_to_lose(tmp_path:
     port = X86.spare_port
     said = on_bench(
         "python3 -m pytest hwtests/host",
-        # Two functions in one group: it is viable only when both are VFIO's.
+        # Two functions in one group: it is viable only when both are VFIO's. The namespaces are for
+        # hwtests/host/test_nvme_truth.py.
         "--qemu-args",
         f"-device virtio-rng-pci,bus={port},addr=0.0,multifunction=on "
         f"-device virtio-rng-pci,bus={port},addr=0.1 " + several_namespaces(tmp_path),
-        # For hwtests/host/test_nvme_truth.py.
     )
     (totals,) = (line for line in said.splitlines() if re.search(r"\d+ passed", line))
     assert "skipped" not in totals

@@ -19,7 +19,8 @@ def row(*comparisons: Comparison, name: str = "row", fails: bool = False) -> Row
     def measure(setting: Setting) -> Samples:
         if fails:
             raise RuntimeError("no such thing")
-        return Samples({"ours": [20.0, 30.0, 40.0], "theirs": [10.0] * 3}, {"peer": "not on PyPI"})
+        costs = {"ours": [20.0, 30.0, 40.0], "theirs": [10.0] * 3}
+        return Samples(costs, {"peer": "not on PyPI"}, {"theirs": 2})
 
     return Row(name, "a row[0]", "ns", comparisons, measure)
 
@@ -86,7 +87,10 @@ def test_the_json_is_the_report(
     [measured] = printed["results"]
     assert (measured["row"], measured["rounds"]) == ("row", 3)
     assert measured["compared"][0]["met"] is False
+    assert measured["restarts"] == {"theirs": 2}
     assert printed["failed"] == {}
+    assert cli.main([]) == 0
+    assert "theirs hung and was started again: 2 times" in capsys.readouterr().out
 
 
 def test_a_row_that_cannot_be_measured_leaves_the_others_and_fails_the_run(
@@ -186,3 +190,20 @@ def test_rows_are_measured_on_the_host_that_is_named(
     with pytest.raises(SystemExit):
         cli.main(["--on", "vax"])
     assert "power9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["dma", "--device", "0000:01:00.0", "--on", "power8"], "on another"),
+        (["--device", "0000:01:00.0"], "which rows"),
+        (["--on", "power8", "speed"], "no row 'speed'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        cli.main(arguments)
+    assert refused.value.code == 2
+    assert reason in capsys.readouterr().err

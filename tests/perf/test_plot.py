@@ -59,7 +59,7 @@ def test_who_is_absent_has_no_line() -> None:
     assert "read_many, polled" in words(picture)
     assert nvme.QEMU in words(picture)
     assert nvme.LINUX not in words(picture)
-    assert "NVMe, reading 4 KiB: reads per second" in words(picture)
+    assert {"NVMe, reading 4 KiB: reads per second", "queue depth"} <= set(words(picture))
     assert not any("vectors" in text for text in words(picture))
 
 
@@ -78,3 +78,8 @@ def test_without_what_grows_there_is_nothing_to_plot(
     assert cli.main(["--json", "--svg", str(tmp_path / "plot.svg")]) == 1
     assert "routes and nvme" in capsys.readouterr().err
     assert not (tmp_path / "plot.svg").exists()
+
+
+def test_of_a_row_whose_contenders_were_all_absent_there_is_nothing_either() -> None:
+    with pytest.raises(ValueError, match="routes and nvme"):
+        plot.svg(report(nvme.ROW, {"undrawn": [1.0, 2.0]}))

@@ -37,7 +37,8 @@ PACKAGES = (
     *("bash", "busybox-static", "kmod", "pciutils", "pci.ids", "strace"),
 )
 
-# What the packages above depend on but is of no use in an initramfs without a package manager.
+# What the packages above depend on but is of no use in an initramfs without a package manager. Of
+# libraries that is known for those packages alone: what else is brought in may be linked with them.
 ASSUMED = (
     *("coreutils", "debconf", "debianutils", "dpkg", "initramfs-tools", "install-info"),
     *("linux-base", "media-types", "netbase", "perl", "python3-pkg-resources", "tar", "tzdata"),
@@ -93,9 +94,9 @@ def cache_directory() -> Path:
 
 
 def recipe(profile: Profile, more: Sequence[str] = ()) -> str:
-    """Hash of all that decides what is in the image of a profile with `more` packages."""
+    """Hash of all that decides what is in the image of a profile with `more` packages, sorted."""
     digest = hashlib.sha256()
-    parts = (SUITE, profile.architecture, profile.kernel_package, profile.modules, sorted(more))
+    parts = (SUITE, profile.architecture, profile.kernel_package, profile.modules, more)
     digest.update(json.dumps(parts).encode())
     modules = (__file__, cpio.__file__, debian.__file__)
     sources = (*map(Path, modules), *(GUEST / name for name in GUEST_FILES))
@@ -111,8 +112,9 @@ def get(profile: Profile, more: Sequence[str] = ()) -> Image:
 
     Args:
         profile: The emulated host.
-        more: Debian packages to have in it beside PACKAGES.
+        more: Debian packages to have in it beside PACKAGES, in any order.
     """
+    more = sorted(set(more))
     images = cache_directory() / "images"
     image = Image(images / f"{profile.kernel_package}-{recipe(profile, more)}")
     images.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,8 @@ def _remove_unused(images: Path) -> None:
 def _build(profile: Profile, more: Sequence[str], image: Path, scratch: Path) -> None:
     image.mkdir()
     root, compiler = scratch / "root", scratch / "compiler"
-    packages = _fetch(profile.architecture, (*PACKAGES, *more, profile.kernel_package))
+    wanted = (*PACKAGES, *more, profile.kernel_package)
+    packages = _fetch(profile.architecture, wanted, left_out(more))
     with step("Unpacking") as progress:
         _unpack(packages, root, progress)
     with step("Choosing kernel modules"):
@@ -159,7 +162,7 @@ def _build(profile: Profile, more: Sequence[str], image: Path, scratch: Path) ->
     if profile.architecture == debian.machine_architecture():
         compiler = root
     else:
-        host_python = _fetch(debian.machine_architecture(), PYTHON)
+        host_python = _fetch(debian.machine_architecture(), PYTHON, ASSUMED)
         with step("Unpacking Python's compiler") as progress:
             _unpack(host_python, compiler, progress)
     with step("Compiling the guest's Python library"):
@@ -171,7 +174,12 @@ def _build(profile: Profile, more: Sequence[str], image: Path, scratch: Path) ->
     (image / "packages").write_text("".join(f"{path.name}\n" for path in packages))
 
 
-def _fetch(architecture: str, packages: Sequence[str]) -> list[Path]:
+def left_out(more: Sequence[str]) -> list[str]:
+    """Those of ASSUMED that are left out of an image with `more` packages."""
+    return [it for it in ASSUMED if it not in more and not (more and it.startswith("lib"))]
+
+
+def _fetch(architecture: str, packages: Sequence[str], assumed: Sequence[str]) -> list[Path]:
     directory = cache_directory() / "debian" / f"{SUITE}-{architecture}"
     archive = debian.Archive(directory, architecture, SUITE)
     with (
@@ -179,7 +187,7 @@ def _fetch(architecture: str, packages: Sequence[str]) -> list[Path]:
         _locked(directory / "bench.lock"),  # another profile may want the same architecture
     ):
         archive.update(progress)
-        return archive.fetch(packages, [it for it in ASSUMED if it not in packages], progress)
+        return archive.fetch(packages, assumed, progress)
 
 
 def _unpack(packages: list[Path], root: Path, progress: Step) -> None:

@@ -33,6 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.rows:
         if name not in ROWS:
             parser.error(f"there is no row {name!r}; the rows are {', '.join(ROWS)}")
+    if options.device and options.on:
+        parser.error("--device is one of this machine, --on measures on another, with its own")
+    if options.device and not options.rows:
+        parser.error("--device: which rows? `nvme` wants a disk, `dma` any device")
     rows = [ROWS[name] for name in options.rows or (_ON_A_HOST if options.on else ROWS)]
     report = Report(peers={}, results=[], failed={})
     here = [row for row in rows if options.device or not (row.needs_device or options.on)]
@@ -89,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         "--device",
         default="",
         metavar="BDF",
-        help="measure rows that need VFIO here, with this device (bound to vfio-pci meanwhile), "
-        "not on the bench",
+        help="measure the rows that are named here, those that need VFIO with this device (bound "
+        "to vfio-pci meanwhile), not on the bench",
     )
     parser.add_argument(
         "--on",
@@ -152,6 +156,9 @@ def _show(report: Report) -> None:
     absent = {name: why for row in report["results"] for name, why in row["absent"].items()}
     for name, reason in absent.items():
         console.print(f"[yellow]{name} is absent: {reason}")
+    for row in report["results"]:
+        for name, times in row["restarts"].items():
+            console.print(f"[yellow]{row['row']}: {name} hung and was started again: {times} times")
     for where in dict.fromkeys(row["where"] for row in report["results"]):
         names = ", ".join(row["row"] for row in report["results"] if row["where"] == where)
         console.print(f"[dim]{names}: {where}")

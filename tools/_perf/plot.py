@@ -59,7 +59,7 @@ CHARTS = (
     Chart(
         "nvme",
         "NVMe, reading 4 KiB: reads per second",
-        "depth",
+        "queue depth",
         nvme.DEPTHS,
         (
             *(_read(nvme.MANY, way) for way in reversed(nvme.WAYS)),
@@ -78,10 +78,14 @@ def svg(report: Report) -> str:
         The SVG document.
 
     Raises:
-        ValueError: none was.
+        ValueError: nothing was measured of what they draw.
     """
     measured = {row["row"]: row for row in report["results"]}
-    charts = [chart for chart in CHARTS if chart.row in measured]
+    charts = [
+        (chart, lines)
+        for chart in CHARTS
+        if chart.row in measured and (lines := _lines(chart, measured[chart.row]))
+    ]
     if not charts:
         rows = " and ".join(chart.row for chart in CHARTS)
         raise ValueError(f"a plot is made of the rows {rows}, and neither was measured")
@@ -97,16 +101,21 @@ def svg(report: Report) -> str:
             "font-size": "12",
         },
     )
-    ElementTree.SubElement(root, "title").text = "pyvfio: " + "; ".join(it.title for it in charts)
+    titles = "; ".join(chart.title for chart, _ in charts)
+    ElementTree.SubElement(root, "title").text = f"pyvfio: {titles}"
     ElementTree.SubElement(root, "rect", {"width": "100%", "height": "100%", "fill": "#ffffff"})
-    for number, chart in enumerate(charts):
+    for number, (chart, lines) in enumerate(charts):
         place = {"transform": f"translate({number * _CHART} 0)"}
-        _draw(ElementTree.SubElement(root, "g", place), chart, measured[chart.row])
+        _draw(ElementTree.SubElement(root, "g", place), chart, lines)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _draw(group: ElementTree.Element, chart: Chart, row: Result) -> None:
+_Line = tuple[str, list[tuple[int, float]]]
+
+
+def _lines(chart: Chart, row: Result) -> list[_Line]:
+    """What each of a chart's lines is called, and its points; without those that have none."""
     lines = [
         (
             name,
@@ -118,7 +127,10 @@ def _draw(group: ElementTree.Element, chart: Chart, row: Result) -> None:
         )
         for name, contender in chart.lines
     ]
-    lines = [(name, points) for name, points in lines if points]
+    return [(name, points) for name, points in lines if points]
+
+
+def _draw(group: ElementTree.Element, chart: Chart, lines: Sequence[_Line]) -> None:
     values = [value for _, points in lines for _, value in points]
     lowest = math.floor(math.log10(min(values)))
     highest = max(math.ceil(math.log10(max(values))), lowest + 1)

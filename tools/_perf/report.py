@@ -43,6 +43,7 @@ class Result(TypedDict):
     rounds: int
     costs: dict[str, Spread]
     absent: dict[str, str]
+    restarts: dict[str, int]
     compared: list[Compared]
 
 
@@ -91,6 +92,7 @@ def result(row: Row, samples: Samples) -> Result:
             for name, costs in samples.costs.items()
         },
         absent=samples.absent,
+        restarts=samples.restarts,
         compared=compared,
     )
 

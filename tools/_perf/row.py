@@ -38,10 +38,12 @@ class Samples:
         costs: by contender, one figure per round, in the row's unit; None in a round in which it
             had no turn.
         absent: by contender, why it could not be had.
+        restarts: by contender that hung, how often it was started again; no cost has that time.
     """
 
     costs: Mapping[str, Sequence[float | None]]
     absent: dict[str, str] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
