@@ -212,7 +212,7 @@ raise SystemExit(cli.main(["nvme", "--device", "{ADDRESSES["nvme"]}", "--json"])
     report, linux = json.JSONDecoder().raw_decode(printed)
     assert Path(printed[linux:].strip()).name == "nvme"
     [row] = report["results"]
-    assert len(row["costs"]) == 16
+    assert len(row["costs"]) == 18
     assert all(cost["min"] > 0 for cost in row["costs"].values())
     assert {name.partition(": ")[2].partition(",")[0] for name in row["absent"]} == {
         "qemu-img",
