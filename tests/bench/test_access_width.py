@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.bench.running import run
 
 pytestmark = pytest.mark.bench
 
@@ -23,13 +24,10 @@ def test_one_access_is_one_load_or_store_of_its_width(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     options = f"-trace memory_region_ops_* -D {trace}"
     command = ["tools/bench", "run", "x86", "--qemu-args", options, "--"]
-    result = subprocess.run(
+    result = run(
         [*command, "python3", "tests/bench/accesses.py"],
         cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
         timeout=900,
-        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     made = json.loads(result.stdout.splitlines()[-1])

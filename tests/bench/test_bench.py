@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
 import json
@@ -17,6 +18,7 @@ import pytest
 
 pytest.importorskip("qemu.qmp")
 
+from tests.bench.running import run
 from tools._bench import BenchError, cli, cpio, debian, image, machine, profiles
 from tools._bench.progress import step
 
@@ -26,14 +28,11 @@ X86 = profiles.X86
 
 
 def bench(*arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run(
         [*BENCH, *arguments],
         cwd=CHECKOUT,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
         timeout=timeout,
-        check=False,
     )
 
 
@@ -253,6 +252,20 @@ def test_a_checkout_with_a_comma_in_its_path_is_shared_whole() -> None:
     request = request_for("true", checkout="/home/user/a,b")
     arguments = machine.qemu_arguments(X86, options(), request, Path("run"), {"qmp": 3})
     assert any("path=/home/user/a,,b,security_model" in word for word in arguments)
+
+
+@pytest.mark.parametrize(("ends", "crashes"), [("kill -SEGV $$", True), ("exit 1", False)])
+def test_a_crash_of_the_emulator_is_told_from_a_death_of_the_guest(
+    tmp_path: Path, ends: str, crashes: bool
+) -> None:
+    qemu = tmp_path / "qemu"
+    qemu.write_text(f"#!/bin/sh\n{ends}\n")
+    qemu.chmod(0o755)
+    profile = dataclasses.replace(X86, qemu=str(qemu))
+    with pytest.raises(machine.MachineDied) as raised:
+        asyncio.run(machine.run(profile, options(), request_for("true")))
+    assert isinstance(raised.value, machine.QemuCrashed) == crashes
+    assert ("QEMU itself crashed (SIGSEGV)" in str(raised.value)) == crashes
 
 
 def test_a_command_reaches_the_guests_shell_word_by_word() -> None:

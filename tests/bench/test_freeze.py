@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.bench.running import run
 
 pytestmark = pytest.mark.bench
 
@@ -14,16 +15,13 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def test_freeze_thaw_and_recovery_on_power9() -> None:
-    result = subprocess.run(
+    result = run(
         [
             *("tools/bench", "run", "power9", "--"),
             *("python3", "-m", "pytest", "-rs", "hwtests/host/test_eeh.py"),
         ],
         cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
         timeout=900,
-        check=False,
     )
     print(result.stdout, result.stderr)  # shown when the test fails
     assert result.returncode == 0

@@ -6,12 +6,12 @@ VFIO, KVM's XICS and the EEH reset through the firmware are real; only the card 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bench.running import run
 from tools._bench.profiles import POWER8
 
 pytestmark = pytest.mark.bench
@@ -34,11 +34,9 @@ def replays() -> dict[str, list[Any]]:
     replay = f"pyvfio irqroute replay --json --device {CARD}"
     script = " && echo ---- && ".join(" ".join([replay, *words]) for words in REPLAYS.values())
     kernel = "python3 -m pytest -q hwtests/test_replay.py --device " + CARD
-    result = subprocess.run(
+    result = run(
         ["tools/bench", "run", "power8", "--", "sh", "-c", f"{script} && {kernel} >&2"],
         cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
         timeout=900,
     )
     print(result.stderr)  # shown when the test fails

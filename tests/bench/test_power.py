@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.bench.outcomes import unexpected
+from tests.bench.running import run
 from tools._bench.profiles import POWER8, POWER9, Profile
 
 pytestmark = pytest.mark.bench
@@ -59,11 +59,9 @@ def test_the_hardware_tests_pass_on_every_device_of_the_bench(
         # The fence of this processor, and that it is executed.
         commands.append("python3 -m pytest -q tests/iommu/test_barrier.py")
         command = ("tools/bench", "run", profile.name, *kernel, "--timeout", "1200", "--")
-        result = subprocess.run(
+        result = run(
             (*command, "sh", "-c", " && ".join(commands)),
             cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
             timeout=1800,
         )
         print(result.stdout, result.stderr)  # shown when the test fails

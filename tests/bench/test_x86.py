@@ -7,12 +7,12 @@ import json
 import random
 import re
 import shlex
-import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.bench import running
 from tools._bench.profiles import X86
 
 pytestmark = pytest.mark.bench
@@ -23,9 +23,7 @@ ADDRESSES = {device.name: device.address for device in X86.devices}
 
 def run(*command: str, status: int = 0) -> str:
     """Run a command of the checkout; what it printed, without what it said of its progress."""
-    result = subprocess.run(
-        command, cwd=CHECKOUT, capture_output=True, text=True, timeout=1800, check=False
-    )
+    result = running.run(command, cwd=CHECKOUT, timeout=1800)
     print(result.stdout, result.stderr)  # shown when the test fails
     assert result.returncode == status
     return result.stdout

@@ -32,6 +32,8 @@ from .progress import step
 
 SESSION = Path(__file__).parent / "guest/session"
 TAIL_LINES = 40
+ENDING_SECONDS = 10
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 class MachineDied(BenchError):
@@ -40,6 +42,14 @@ class MachineDied(BenchError):
 
 class BootFailed(MachineDied):
     """The emulated host ended before the command started."""
+
+
+class QemuCrashed(MachineDied):
+    """QEMU ended by a signal of its own making.
+
+    Debian 12's QEMU 7.2 does so once in a while when one emulated processor changes the memory map
+    while another one accesses a device.
+    """
 
 
 class TimeLimit(BenchError):
@@ -198,6 +208,16 @@ async def _started(
         theirs.close()
         try:
             yield sockets
+        except (MachineDied, ConnectionError) as error:
+            # Its ends of the sockets are closed, so it is ending.
+            with contextlib.suppress(asyncio.TimeoutError):
+                status = await asyncio.wait_for(qemu.wait(), ENDING_SECONDS)
+                if -status in CRASHES:
+                    raise QemuCrashed(
+                        f"QEMU itself crashed ({signal.Signals(-status).name}), which is no fault "
+                        f"of the guest's: run it again; {error}"
+                    ) from None
+            raise error if isinstance(error, MachineDied) else MachineDied(str(error)) from None
         finally:
             if qemu.returncode is None:
                 qemu.kill()
