@@ -31,7 +31,7 @@ from .profiles import SCRATCH_BYTES, Profile
 from .progress import step
 
 SESSION = Path(__file__).parent / "guest/session"
-TAIL_LINES = 40
+TAIL_LINES = 80  # a panic with its traces
 ENDING_SECONDS = 10
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
@@ -217,7 +217,9 @@ async def _started(
                         f"QEMU itself crashed ({signal.Signals(-status).name}), which is no fault "
                         f"of the guest's: run it again; {error}"
                     ) from None
-            raise error if isinstance(error, MachineDied) else MachineDied(str(error)) from None
+            raise (
+                error if isinstance(error, MachineDied) else MachineDied(f"QEMU ended: {error}")
+            ) from None
         finally:
             if qemu.returncode is None:
                 qemu.kill()
