@@ -110,7 +110,6 @@ class Controller(Closing):
                 self._make_queue(number, depth, lines[min(number, len(lines) - 1)])
                 for number in range(1, count + 1)
             )
-            self._vector_of = {q.number: lines.index(q.line) for q in self.queues}
             self._create_queues()
             self._ask()
             stack.pop_all()
@@ -547,8 +546,8 @@ class Controller(Closing):
             submissions, completions = queue.iovas
             size = (queue.depth - 1) << 16
             flags = spec.QUEUE_CONTIGUOUS
-            if self._vectors is not None:
-                flags |= self._vector_of[queue.number] << 16 | spec.QUEUE_INTERRUPTS
+            if queue.line.vector is not None:
+                flags |= queue.line.vector.index << 16 | spec.QUEUE_INTERRUPTS
             self._do(Admin.CREATE_COMPLETION_QUEUE, size | queue.number, flags, iova=completions)
             self._do(
                 Admin.CREATE_SUBMISSION_QUEUE,

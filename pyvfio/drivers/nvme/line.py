@@ -29,6 +29,7 @@ class Line:
     """Where completions are waited for, by any number of threads and asyncio tasks.
 
     Attributes:
+        vector: the interrupt; None if there is none.
         queues: those whose completions arrive here.
     """
 
@@ -43,7 +44,7 @@ class Line:
             diagnose: called every :data:`TICK` by whoever waits; gives what must be done to mend
                 the controller, which may take seconds.
         """
-        self._vector = vector
+        self.vector = vector
         self._diagnose = diagnose
         self.queues: list[Queue] = []
         # One thread sleeps on the vector, the others on this until he is back.
@@ -77,8 +78,8 @@ class Line:
                 tick = time.monotonic() + TICK
                 if (mend := self._diagnose()) is not None:
                     mend()
-            elif self._vector is not None:
-                self._sleep(self._vector, operation, left)
+            elif self.vector is not None:
+                self._sleep(self.vector, operation, left)
 
     @contextmanager
     def watched(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
@@ -124,9 +125,9 @@ class Line:
     def _tell(self) -> None:
         """Something was completed, perhaps for a thread that sleeps."""
         with self._changed:
-            if self._asleep and self._vector is not None:
+            if self._asleep and self.vector is not None:
                 with suppress(errors.Closed):
-                    self._vector._eventfd.signal()
+                    self.vector._eventfd.signal()
             self._changed.notify_all()
 
 
@@ -142,7 +143,7 @@ class _Watch:
         self._line = line
         self._loop = loop
         self._mending: asyncio.Future[None] | None = None
-        self._vector = line._vector
+        self._vector = line.vector
         self._watch: Watch | None = None
         if self._vector is not None:
             self._watch = self._vector.watch(self._interrupted)

@@ -140,6 +140,7 @@ class Queue:
         self._start_anew()
 
     def _start_anew(self) -> None:
+        """Empty rings, and nothing under way."""
         self._completions.view[:] = bytes(self._completions.size)
         self._work: list[Work | None] = [None] * self.depth
         self._deadlines = [0.0] * self.depth
@@ -243,13 +244,20 @@ class Queue:
     def _ring(self) -> None:
         if self._tail != self._rung and self._running:
             fence()  # the entries before the doorbell
-            try:
-                self._write32(self._tail_doorbell, self._tail)
-            except errors.Error:
-                # The registers are out of reach: while the device is reset, or for good. Whoever
-                # waits finds out which, and rings again.
-                return
-            self._rung = self._tail
+            if self._write_doorbell(self._tail_doorbell, self._tail):
+                self._rung = self._tail
+
+    def _write_doorbell(self, doorbell: int, value: int) -> bool:
+        """Write a doorbell; returns whether it was within reach.
+
+        While the device is reset, or for good, it is not. Whoever waits finds out which, and rings
+        again.
+        """
+        try:
+            self._write32(doorbell, value)
+        except errors.Error:
+            return False
+        return True
 
     def place(
         self,
@@ -413,14 +421,11 @@ class Queue:
             if at > end:
                 at = 3
         self._place_waiting()
-        fence()  # the completions were read, and new entries written, before the doorbells
-        try:
-            self._write32(self._head_doorbell, (word - 3) // 4)
-            if not self._held and self._tail != self._rung:
-                self._write32(self._tail_doorbell, self._tail)
-                self._rung = self._tail
-        except errors.Error:
-            pass  # as when ringing; the next head tells of these completions as well
+        fence()  # the completions were read before the doorbell
+        # If this fails, the next head tells of these completions as well.
+        self._write_doorbell(self._head_doorbell, (word - 3) // 4)
+        if not self._held:
+            self._ring()
         return len(found)
 
     def _place_waiting(self) -> None:
@@ -469,9 +474,8 @@ class Queue:
                     self._ring()
 
     def run(self) -> None:
-        """The controller takes commands: begin with empty rings, and place what has waited."""
+        """The controller takes commands, from empty rings: place what has waited."""
         with self._lock:
-            self._start_anew()
             self._running = True
             self._broken = False
             self._refusal = None
@@ -498,9 +502,7 @@ class Queue:
         with self._lock:
             self._running = False
             lost: dict[int, Work] = {id(work): work for work in self._work if work is not None}
-            self._work = [None] * self.depth
-            self._free = list(range(self.depth - 1))
-            self._aborts = {}
+            self._start_anew()
             for work in list(self._backlog):
                 if refusal is not None or id(work) in lost:
                     self._backlog.remove(work)

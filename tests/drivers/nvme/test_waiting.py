@@ -67,7 +67,7 @@ def run(main: Any) -> Any:
 def sleepers(disk: nvme.Namespace, count: int) -> None:
     """Wait until so many threads sleep on the line (who polls never does)."""
     where = disk._controller.queues[0].line
-    if where._vector is not None:
+    if where.vector is not None:
         while where._waiting < count:
             os.sched_yield()
 
