@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 pytest.importorskip("qemu.qmp")
 
 from tests.bench.running import run
-from tools._bench import BenchError, cli, cpio, debian, image, machine, profiles
+from tools._bench import BenchError, Unavailable, cli, cpio, debian, kernel, machine, profiles, root
 from tools._bench.progress import step
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -100,16 +104,16 @@ def test_planned_files_are_named_as_apt_names_them() -> None:
 
 
 @pytest.mark.skipif(not debian.KEYRING.exists(), reason="needs Debian's keyring")
-def test_a_mirror_that_is_not_debians_is_refused(
+def test_directory_without_a_mirror_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(debian.MIRROR_VARIABLE, f"file:{tmp_path}/empty")
-    archive = debian.Archive(tmp_path / "apt", "amd64", image.SUITE)
-    with step("test") as progress, pytest.raises(BenchError, match=debian.MIRROR_VARIABLE):
+    archive = debian.Archive(tmp_path / "apt", "amd64", "trixie")
+    with step("test") as progress, pytest.raises(Unavailable, match=debian.MIRROR_VARIABLE):
         archive.update(progress)
 
 
-def test_a_mirror_that_is_changing_one_name_is_asked_by_the_other(
+def test_mirror_that_is_changing_one_name_is_asked_by_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mirror.example/debian")
@@ -119,7 +123,7 @@ def test_a_mirror_that_is_changing_one_name_is_asked_by_the_other(
     def apt(arguments: list[str], step: object) -> str:
         name = (tmp_path / "sources.list").read_text().split()[-2]
         if name == "trixie":
-            raise debian.AptError("File has unexpected size. Mirror sync in progress?")
+            raise Unavailable("File has unexpected size. Mirror sync in progress?")
         (tmp_path / "lists/mirror_InRelease").write_text(f"Suite: stable\nCodename: {stable}\n")
         return ""
 
@@ -132,79 +136,80 @@ def test_a_mirror_that_is_changing_one_name_is_asked_by_the_other(
             archive.update(progress)
 
 
+def test_brief_reason_names_the_first_package_and_counts_the_rest() -> None:
+    message = (
+        "E: Failed to fetch http://mirror.example/pool/l/libc6_2.41-12%2bdeb13u5_ppc64el.deb"
+        "  404  Not Found [IP: 192.0.2.1 80]\n"
+        "E: Failed to fetch http://mirror.example/pool/z/linux-image-6.12%2bdeb13_1_ppc64el.deb"
+        "  404  Not Found [IP: 192.0.2.1 80]\n"
+        "E: Some files failed to download\n"
+    )
+    assert debian.brief(message) == "libc6 and 1 more cannot be fetched (404 Not Found)"
+    last = message.splitlines()[1]
+    assert debian.brief(last) == "linux-image-6.12+deb13 cannot be fetched (404 Not Found)"
+    assert debian.brief("E: Unable to locate package x\nE: more") == "Unable to locate package x"
+
+
+def test_newest_kernel_comes_first() -> None:
+    names = [f"linux-image-{version}-amd64" for version in ("6.12.9+deb13", "6.12.107+deb13")]
+    assert sorted(names, key=debian.version_key, reverse=True) == names[::-1]
+
+
 # The image
 
 
-def test_another_recipe_is_another_image() -> None:
-    more = dataclasses.replace(X86, modules=(*X86.modules, "dummy"))
-    assert image.recipe(more) != image.recipe(X86)
-    described = dataclasses.replace(X86, description="Other words, the same image.")
-    assert image.recipe(described) == image.recipe(X86)
-    assert image.recipe(X86, ["fio"]) != image.recipe(X86)
+def test_packages_and_architecture_decide_the_root_file_system() -> None:
+    keys = [
+        root.key("amd64", []),
+        root.key("ppc64el", []),
+        root.key("amd64", ["fio"]),
+        root.key("amd64", ["fio", "nvme-cli"]),
+    ]
+    assert len(set(keys)) == len(keys)
 
 
-def test_the_same_packages_make_one_image_in_whatever_order_and_however_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_added_package_brings_its_libraries() -> None:
+    assert {"libtirpc3t64", "perl"} <= set(root.left_out([]))
+    assert "libtirpc3t64" not in root.left_out(["fio"])  # by way of GlusterFS's libraries
+    assert "perl" in root.left_out(["fio"])
+    assert "perl" not in root.left_out(["perl"])
+
+
+def test_assumed_packages_are_whole_names() -> None:
+    assert [name for name in root.ASSUMED if len(name) < 3] == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "name", "series", "flavour"),
+    [
+        (X86, None, ("6.12", "7"), "amd64"),
+        (X86, "6.1", ("6.1",), "amd64"),
+        (profiles.POWER9, "64k", ("6.12", "7"), "powerpc64le-64k"),
+        (profiles.POWER9, "7-64k", ("7",), "powerpc64le-64k"),
+    ],
+)
+def test_kernel_names_are_series_and_flavour(
+    profile: profiles.Profile, name: str | None, series: tuple[str, ...], flavour: str
 ) -> None:
-    monkeypatch.setenv("PYVFIO_CACHE", str(tmp_path))
-    monkeypatch.setattr(image, "_build", lambda profile, more, built, scratch: built.mkdir())
-    first = image.get(X86, ["fio", "nvme-cli"])
-    assert image.get(X86, ["nvme-cli", "fio", "fio"]) == first
-    assert image.get(X86, ["fio"]) != first
+    assert kernel.wanted(profile, name) == kernel.Wanted(series, flavour)
+    assert name is None or name in kernel.names(profile)
 
 
-def test_what_is_brought_in_brings_its_libraries() -> None:
-    assert {"libtirpc3t64", "perl"} <= set(image.left_out([]))
-    assert "libtirpc3t64" not in image.left_out(["fio"])  # by way of GlusterFS's libraries
-    assert "perl" in image.left_out(["fio"])
-    assert "perl" not in image.left_out(["perl"])
+def test_unknown_kernel_is_answered_with_those_there_are() -> None:
+    with pytest.raises(BenchError, match=r"6\.1, 6\.12, 7"):
+        kernel.wanted(X86, "64k")
 
 
-def test_hosts_of_one_architecture_share_an_image_until_another_kernel_is_wanted() -> None:
-    power8, power9 = profiles.POWER8, profiles.POWER9
-    assert image.recipe(power8) == image.recipe(power9)
-    large = dataclasses.replace(power8, kernel_package=power8.other_kernels["64k"])
-    assert image.recipe(large) != image.recipe(power8)
-
-
-def test_an_interrupted_build_leaves_no_image_and_the_next_one_starts_afresh(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYVFIO_CACHE", str(tmp_path))
-    images = tmp_path / "images"
-    (images / f"unfinished-{X86.kernel_package}-killed").mkdir(parents=True)
-
-    def half(profile: profiles.Profile, more: list[str], built: Path, scratch: Path) -> None:
-        built.mkdir()
-        (built / "linux").write_text("half of a kernel")
-        raise KeyboardInterrupt
-
-    def whole(profile: profiles.Profile, more: list[str], built: Path, scratch: Path) -> None:
-        built.mkdir()
-        (built / "linux").write_text("kernel")
-
-    monkeypatch.setattr(image, "_build", half)
-    with pytest.raises(KeyboardInterrupt):
-        image.get(X86)
-    assert [path for path in images.iterdir() if path.is_dir()] == []
-    monkeypatch.setattr(image, "_build", whole)
-    assert image.get(X86).kernel.read_text() == "kernel"
-    monkeypatch.setattr(image, "_build", half)
-    assert image.get(X86).kernel.read_text() == "kernel"  # from the cache
-
-
-def test_an_image_nobody_used_for_long_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYVFIO_CACHE", str(tmp_path))
-    old, recent = tmp_path / "images/x86-old", tmp_path / "images/x86-recent"
-    for path in (old, recent):
+def test_both_layouts_of_debians_kernel_packages_are_read(tmp_path: Path) -> None:
+    tree = tmp_path / "usr/lib/modules/7.2"
+    for path in (tmp_path / "boot", tree):
         path.mkdir(parents=True)
-    os.utime(old, (0, 0))
-    monkeypatch.setattr(image, "_build", lambda profile, more, built, scratch: built.mkdir())
-    image.get(X86)
-    assert recent.exists()
-    assert not old.exists()
+    with pytest.raises(BenchError, match="layout"):
+        kernel._image(tmp_path, tree)
+    (tree / "vmlinuz").touch()
+    assert kernel._image(tmp_path, tree) == tree / "vmlinuz"
+    (tmp_path / "boot/vmlinux-6.12").touch()
+    assert kernel._image(tmp_path, tree) == tmp_path / "boot/vmlinux-6.12"
 
 
 @pytest.mark.skipif(shutil.which("cpio") is None, reason="needs cpio")
@@ -232,49 +237,94 @@ def test_the_archive_is_one_that_cpio_reads(tmp_path: Path) -> None:
 
 
 def options(**changes: object) -> machine.Options:
-    plain = machine.Options(kernel=Path("linux"), initrd=Path("initrd"), time_limit=None)
+    plain = machine.Options(checkout=Path("/home/user/pyvfio"), kernel=Path("linux"), initrd=[])
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def request_for(*command: str, checkout: str = "/home/user/pyvfio") -> machine.Request:
-    return machine.Request(Path(checkout), Path(checkout), command)
+def arguments(**changes: object) -> list[str]:
+    return machine.qemu_arguments(X86, options(**changes), Path("run"), {"qmp": 3})
 
 
-def test_what_the_user_adds_for_qemu_comes_last() -> None:
+def test_user_arguments_for_qemu_come_last() -> None:
     added = ("-device", "virtio-rng-pci,bus=spare")
-    arguments = machine.qemu_arguments(
-        X86, options(qemu_arguments=added), request_for("true"), Path("run"), {"qmp": 3}
-    )
-    assert tuple(arguments[-2:]) == added
+    assert tuple(arguments(qemu_arguments=added)[-2:]) == added
 
 
-def test_a_checkout_with_a_comma_in_its_path_is_shared_whole() -> None:
-    request = request_for("true", checkout="/home/user/a,b")
-    arguments = machine.qemu_arguments(X86, options(), request, Path("run"), {"qmp": 3})
-    assert any("path=/home/user/a,,b,security_model" in word for word in arguments)
+def test_checkout_with_a_comma_in_its_path_is_shared() -> None:
+    words = arguments(checkout=Path("/home/user/a,b"))
+    assert any("path=/home/user/a,,b,security_model" in word for word in words)
 
 
-@pytest.mark.parametrize(("ends", "crashes"), [("kill -SEGV $$", True), ("exit 1", False)])
-def test_a_crash_of_the_emulator_is_told_from_a_death_of_the_guest(
-    tmp_path: Path, ends: str, crashes: bool
-) -> None:
+def test_disk_is_attached_where_there_is_one() -> None:
+    assert not any("bench-root" in word for word in arguments())
+    disk = [word for word in arguments(disk=Path("a,b")) if "bench-root" in word]
+    assert disk[0].startswith("file=a,,b,")
+    assert "serial=bench-root" in disk[1]
+
+
+def emulator(tmp_path: Path, ends: str) -> profiles.Profile:
     qemu = tmp_path / "qemu"
     qemu.write_text(f"#!/bin/sh\n{ends}\n")
     qemu.chmod(0o755)
-    profile = dataclasses.replace(X86, qemu=str(qemu))
+    return dataclasses.replace(X86, qemu=str(qemu))
+
+
+@pytest.mark.parametrize(("ends", "crashes"), [("kill -SEGV $$", True), ("exit 1", False)])
+def test_crash_of_qemu_is_told_from_death_of_the_guest(
+    tmp_path: Path, ends: str, crashes: bool
+) -> None:
+    async def boot() -> None:
+        async with machine.boot(emulator(tmp_path, ends), options()):
+            pass
+
     with pytest.raises(machine.MachineDied) as raised:
-        asyncio.run(machine.run(profile, options(), request_for("true")))
+        asyncio.run(boot())
     assert isinstance(raised.value, machine.QemuCrashed) == crashes
     assert ("QEMU itself crashed (SIGSEGV)" in str(raised.value)) == crashes
 
 
-def test_a_command_reaches_the_guests_shell_word_by_word() -> None:
+def test_guest_that_never_comes_up_ends_at_the_limit(tmp_path: Path) -> None:
+    async def boot() -> None:
+        async with machine.boot(emulator(tmp_path, "exec sleep 60"), options(), 0.2):
+            pass
+
+    with pytest.raises(machine.TimeLimit, match="not up"):
+        asyncio.run(boot())
+
+
+def test_command_reaches_the_guests_shell_word_by_word() -> None:
     words = ("printf", "%s|", "two words", "$HOME", "quote'", "line\nbreak", "")
-    script = request_for(*words).script(X86).partition(machine.SESSION.read_text())[0]
+    script = machine.Command(words, Path("/")).script("marker").removesuffix("# end\n")
     printed = subprocess.run(
         ["sh", "-c", f'{script}\neval "$command"'], capture_output=True, text=True, check=True
     )
     assert printed.stdout == "two words|$HOME|quote'|line\nbreak||"
+
+
+@given(st.lists(st.sampled_from([b"a", b"bench-", b"bench-1", b"-12", b"2", b"\n"])), st.data())
+def test_output_is_cut_at_each_marker(pieces: list[bytes], data: st.DataObject) -> None:
+    marker = b"bench-12"
+    text = b"".join(pieces).replace(marker, b"")
+    assume(marker not in text and marker not in (text + marker)[:-1])
+    stream = text + marker + b"next" + marker
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+
+    async def copied() -> list[bytes]:
+        ours, guests = socket.socketpair()
+        with ours, guests:
+            ours.setblocking(False)
+            output = machine._Output(ours)
+            results = []
+            for start, end in itertools.pairwise([0, *cuts, len(stream)]):
+                guests.sendall(stream[start:end])
+            guests.shutdown(socket.SHUT_WR)
+            for _ in range(3):
+                parts: list[bytes] = []
+                await output.copy(parts.append, marker)
+                results.append(b"".join(parts))
+            return results
+
+    assert asyncio.run(copied()) == [text, b"next", b""]
 
 
 @pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=lambda profile: profile.name)
@@ -312,7 +362,7 @@ def test_a_shell_without_a_terminal_is_refused(
 
 def test_list_tells_the_same_to_people_and_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--json"]) == 0
-    (x86,) = (it for it in json.loads(capsys.readouterr().out) if it["name"] == "x86")
+    (x86,) = (it for it in json.loads(capsys.readouterr().out)["profiles"] if it["name"] == "x86")
     assert cli.main(["list"]) == 0
     listing = capsys.readouterr().out
     assert {"edu", "nvme", "e1000e", "pci-testdev"} <= {device["name"] for device in x86["devices"]}

@@ -2,14 +2,17 @@
 
 How it is laid out, in the order in which a run goes through it:
 
-    cli.py        what people type: list, run, shell
-    profiles.py   the emulated hosts, as data: architecture, kernel, devices and their addresses
-    debian.py     Debian packages of any architecture, fetched by an apt of the bench's own
-    cpio.py       the kernel's format for an initramfs
-    image.py      kernel and initramfs made of those packages, cached by the hash of their recipe
-    guest/        what runs inside: init and pyvfio from the image, session sent in each run
-    machine.py    one boot: QEMU started, the command's streams carried, QEMU ended
-    progress.py   what is going on, on stderr
+    cli.py        the command line: list, run, shell, clean
+    profiles.py   the emulated hosts, as data: architecture, devices and their addresses
+    suites.py     which of Debian's suites gives what, as data
+    debian.py     Debian packages of any suite and architecture, fetched by an apt of our own
+    cache.py      what was made of them, by the hash of its recipe; the first suite that is whole
+    root.py       the guest's root file system     cpio.py   the kernel's format for an initramfs
+    kernel.py     a Debian kernel and its modules
+    emulator.py   QEMU: the machine's own, or another suite's in a directory
+    guest/        what runs inside: early-init and init from the image, session sent each time
+    machine.py    one emulated host: QEMU started, commands run on it, QEMU ended
+    progress.py   progress on stderr
 """
 
 from __future__ import annotations
@@ -17,3 +20,15 @@ from __future__ import annotations
 
 class BenchError(Exception):
     """The bench itself failed (not the command run on it); the message says what to do next."""
+
+
+class Unavailable(BenchError):
+    """A suite, or a package of it, cannot be had.
+
+    Attributes:
+        brief: The reason in one line.
+    """
+
+    def __init__(self, message: str, brief: str = "") -> None:
+        super().__init__(message)
+        self.brief = brief or message.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What people type: tools/bench list, run, shell."""
+"""The command line: tools/bench list, run, shell, clean."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
-from . import BenchError, image, machine
+from . import BenchError, cache, emulator, kernel, machine, root
 from .profiles import PROFILES, Profile
 from .progress import say
+from .suites import DEFAULT_QEMU, ROOT_SUITES
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -31,8 +34,10 @@ examples:
   tools/bench run x86 -- tools/hwtest --device 0000:00:04.0
   tools/bench run x86 --qemu-args "-device virtio-rng-pci,bus=spare" -- lspci -nn
   tools/bench run power9 --kernel 64k -- pyvfio list
+  tools/bench run x86 --kernel 7 --qemu 11 -- uname -r
   tools/bench run x86 --with fio -- fio --version
   tools/bench shell x86
+  tools/bench clean --unused 7
 
 exit status: the command's own; 124 at the time limit; 125 when the bench itself failed, with the
 end of the guest's console shown.
@@ -57,9 +62,25 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|shell")
-    listing = verbs.add_parser("list", help="the emulated hosts and their devices")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|shell|clean")
+    listing = verbs.add_parser(
+        "list", help="the emulated hosts, their devices, kernels and QEMUs, and what is cached"
+    )
     listing.add_argument("--json", action="store_true", help="for programs")
+    cleaning = verbs.add_parser(
+        "clean",
+        help="remove root file systems, kernels, QEMUs and packages from the cache",
+        description="Removes what was made and downloaded for the emulated hosts; the next run "
+        "makes it again.",
+        epilog="example:\n  tools/bench clean --unused 7",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cleaning.add_argument(
+        "--unused",
+        type=float,
+        metavar="DAYS",
+        help="only what was not used for so many days (default: everything)",
+    )
     booting = argparse.ArgumentParser(add_help=False)
     booting.add_argument("profile", metavar="PROFILE", help="one of those that `list` shows")
     booting.add_argument(
@@ -69,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel",
         metavar="NAME|PATH",
         help="another of Debian's kernels, by a name that `list` shows, or a kernel image",
+    )
+    booting.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="take the root file system from this suite of Debian, and the kernel where the suite "
+        f"has it (default: the first of {', '.join(ROOT_SUITES)} that can be had whole)",
+    )
+    booting.add_argument(
+        "--qemu",
+        choices=emulator.NAMES,
+        default=DEFAULT_QEMU,
+        help="the machine's own QEMU, or another version in a directory of the cache "
+        "(default %(default)s)",
     )
     booting.add_argument(
         "--with",
@@ -111,6 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.verb == "list":
             print(_json() if parsed.json else _listing(), flush=True)
             return 0
+        if parsed.verb == "clean":
+            say(f"{_megabytes(cache.clean(parsed.unused))} freed in {cache.directory()}")
+            return 0
         return _boot(parsed)
     except machine.TimeLimit as error:
         say(f"error: {error}")
@@ -128,11 +165,19 @@ def _listing() -> str:
         lines.append(f"{profile.name}: {profile.description}")
         lines += [f"  {it.address}  {it.name:<12} {it.description}" for it in profile.devices]
         lines.append(f"  bus={profile.spare_port}    a free port for --qemu-args -device")
-        if profile.other_kernels:
-            lines.append(
-                f"  --kernel {'|'.join(profile.other_kernels)}    another of Debian's kernels"
-            )
+        lines.append(f"  --kernel {'|'.join(kernel.names(profile))}")
+    lines.append(f"--qemu {'|'.join(emulator.NAMES)} (default {DEFAULT_QEMU})")
+    entries = cache.entries()
+    lines.append(f"cached in {cache.directory()}:" if entries else "nothing is cached")
+    lines += [
+        f"  {_megabytes(it.size):>8}  used {it.age / 86400:3.0f} days ago  {it.path.name}"
+        for it in entries
+    ]
     return "\n".join(lines)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def _json() -> str:
@@ -141,13 +186,25 @@ def _json() -> str:
             "name": profile.name,
             "description": profile.description,
             "architecture": profile.architecture,
-            "other_kernels": profile.other_kernels,
+            "kernels": kernel.names(profile),
             "spare_port": profile.spare_port,
             "devices": [dataclasses.asdict(device) for device in profile.devices],
         }
         for profile in PROFILES.values()
     ]
-    return json.dumps(profiles, indent=2)
+    cached = [
+        {"name": it.path.name, "bytes": it.size, "seconds_since_use": round(it.age)}
+        for it in cache.entries()
+    ]
+    return json.dumps(
+        {
+            "profiles": profiles,
+            "qemus": emulator.NAMES,
+            "default_qemu": DEFAULT_QEMU,
+            "cached": cached,
+        },
+        indent=2,
+    )
 
 
 def _boot(parsed: argparse.Namespace) -> int:
@@ -156,39 +213,61 @@ def _boot(parsed: argparse.Namespace) -> int:
         raise BenchError(
             f"there is no profile {parsed.profile!r}; there are: {', '.join(PROFILES)}"
         )
-    command = parsed.command if parsed.verb == "run" else []
-    if not command and not sys.stdin.isatty():
+    words = parsed.command if parsed.verb == "run" else []
+    if not words and not sys.stdin.isatty():
         raise BenchError("a shell needs a terminal; for a single command take `tools/bench run`")
-    own_kernel = None
-    if parsed.kernel in profile.other_kernels:
-        profile = dataclasses.replace(profile, kernel_package=profile.other_kernels[parsed.kernel])
-    elif parsed.kernel:
-        own_kernel = Path(parsed.kernel)
-        if not own_kernel.is_file():
-            raise BenchError(f"--kernel {own_kernel}: no such file")
-    _need_packages(profile.qemu_package, "kmod", "debian-archive-keyring")
-    ours = image.get(profile, parsed.more)
-    options = machine.Options(
-        kernel=own_kernel or ours.kernel,
-        initrd=ours.initrd,
-        time_limit=parsed.timeout if command else None,
+    options = prepare(
+        profile,
+        kernel_name=parsed.kernel,
+        qemu=parsed.qemu,
+        suite=parsed.suite,
+        more=parsed.more,
         accelerator=parsed.accel,
         qemu_arguments=parsed.qemu_args,
         kernel_arguments=parsed.append,
+        terminal=not words,
     )
     here = Path.cwd()
-    request = machine.Request(
-        checkout=CHECKOUT,
-        directory=here if here.is_relative_to(CHECKOUT) else CHECKOUT,
-        command=command,
-    )
+    command = machine.Command(words, here if here.is_relative_to(CHECKOUT) else CHECKOUT)
+    time_limit = parsed.timeout if words else None
     try:
-        return _run(profile, options, request)
+        return _run(profile, options, command, time_limit)
     except machine.BootFailed as error:
         if options.accelerator == "tcg":
             raise
         say(f"KVM does not run guests on this machine; going on without it. ({error})")
-        return _run(profile, dataclasses.replace(options, accelerator="tcg"), request)
+        options = dataclasses.replace(options, accelerator="tcg")
+        return _run(profile, options, command, time_limit)
+
+
+def prepare(
+    profile: Profile,
+    kernel_name: str | None = None,
+    qemu: str = DEFAULT_QEMU,
+    suite: str | None = None,
+    more: Sequence[str] = (),
+    **others: Any,
+) -> machine.Options:
+    """Get all that it takes to boot a host, from the cache or anew.
+
+    Args:
+        profile: The host.
+        kernel_name: As for --kernel.
+        qemu: As for --qemu.
+        suite: As for --suite.
+        more: Debian packages to have in the root file system beside the bench's own.
+        others: Further attributes of machine.Options.
+    """
+    _need_packages("kmod", "squashfs-tools", "debian-archive-keyring")
+    if qemu == emulator.SYSTEM:
+        _need_packages(profile.qemu_package)
+    options = {"emulator": emulator.get(qemu, profile.qemu_package), "checkout": CHECKOUT, **others}
+    roots = root.get(profile.architecture, more, suite)
+    if kernel_name and kernel_name not in kernel.names(profile) and Path(kernel_name).is_file():
+        return machine.Options(kernel=Path(kernel_name), initrd=[roots.whole()], **options)
+    chosen = kernel.get(profile, kernel.wanted(profile, kernel_name), suite)
+    initrd = [roots.early, chosen.modules]
+    return machine.Options(kernel=chosen.image, initrd=initrd, disk=roots.disk, **options)
 
 
 def _need_packages(*packages: str) -> None:
@@ -200,13 +279,24 @@ def _need_packages(*packages: str) -> None:
         raise BenchError(f"the bench needs {' '.join(packages)}")
 
 
-def _run(profile: Profile, options: machine.Options, request: machine.Request) -> int:
+def _run(
+    profile: Profile,
+    options: machine.Options,
+    command: machine.Command,
+    time_limit: float | None,
+) -> int:
     """Run the host; a signal that asks the bench to end ends the host first."""
     received = 0
 
+    async def boot_and_run() -> int:
+        start = time.monotonic()
+        async with machine.boot(profile, options, time_limit) as host:
+            left = None if time_limit is None else time_limit - (time.monotonic() - start)
+            return await host.run(command, _writer(sys.stdout), _writer(sys.stderr), left)
+
     async def cancellable() -> int:
         loop = asyncio.get_running_loop()
-        running = asyncio.ensure_future(machine.run(profile, options, request))
+        running = asyncio.ensure_future(boot_and_run())
 
         def end(number: int) -> None:
             nonlocal received
@@ -222,6 +312,14 @@ def _run(profile: Profile, options: machine.Options, request: machine.Request) -
     except asyncio.CancelledError:
         return 128 + received
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain of the same when it flushes.
+        # The reader of our output has gone; Python would complain of the same when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _writer(stream: TextIO) -> machine.Write:
+    def write(data: bytes) -> None:
+        stream.buffer.write(data)
+        stream.buffer.flush()
+
+    return write

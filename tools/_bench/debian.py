@@ -8,22 +8,20 @@ the hashes therein; a file half fetched stays in partial/.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import BenchError
-from .progress import Step
+from . import BenchError, Unavailable, cache
+from .progress import Step, step
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "PYVFIO_DEBIAN_MIRROR"
-
-
-class AptError(BenchError):
-    """apt refused; the message is its own."""
 
 
 def mirrors(indextargets: str) -> list[str]:
@@ -61,58 +59,112 @@ def machine_architecture() -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+# What Debian calls the suites beside their code names. A mirror that takes over a new point release
+# name by name, or architecture by architecture, has for a while one name under which the signed
+# hashes do not match.
+OTHER_NAMES = {"bookworm": "oldstable", "trixie": "stable", "forky": "testing", "sid": "unstable"}
+
+
+def fetch(
+    suite: str, architecture: str, packages: Sequence[str], assumed: Iterable[str] = ()
+) -> list[Path]:
+    """Fetch packages and all that they depend on, as :meth:`Archive.fetch`, with progress shown."""
+    with (
+        archive(suite, architecture) as ready,
+        step(f"Fetching packages of Debian {suite} for {architecture}") as progress,
+    ):
+        return ready.fetch(packages, assumed, progress)
+
+
+@contextlib.contextmanager
+def archive(suite: str, architecture: str) -> Iterator[Archive]:
+    """Give the archive of a suite and architecture, its lists up to date, during the body.
+
+    Raises:
+        Unavailable: No mirror has it in order.
+    """
+    place = cache.directory() / "debian" / f"{suite}-{architecture}"
+    it = Archive(place, architecture, suite)
+    with cache.locked(place / "bench.lock"):  # another bench may want the same
+        if place not in _updated:
+            with step(f"Fetching the lists of Debian {suite} for {architecture}") as progress:
+                it.update(progress)
+            _updated.add(place)
+        yield it
+
+
+_updated: set[Path] = set()
+
+
 class Archive:
     """Packages of one architecture and suite."""
 
     def __init__(self, directory: Path, architecture: str, suite: str) -> None:
-        """Prepare an apt of one's own.
+        """Prepare an apt with directories of its own.
 
         Args:
             directory: Where its lists and packages are kept.
             architecture: Debian's name of it.
             suite: The release's code name.
         """
+        self.suite = suite
         self._directory = directory
         self._architecture = architecture
-        self._suite = suite
-        # A mirror that takes over a new point release name by name, or architecture by
-        # architecture, has for a while one name under which the signed hashes do not match.
-        self._names = (suite, "stable")
         for part in ("lists/partial", "archives/partial"):
             (directory / part).mkdir(parents=True, exist_ok=True)
 
     def update(self, step: Step) -> None:
-        """Fetch the list of packages from the first mirror that has the suite, signed by Debian."""
+        """Fetch the list of packages from the first mirror that has the suite, signed by Debian.
+
+        Raises:
+            Unavailable: No mirror of this machine's apt configuration has it in order.
+        """
         if not KEYRING.exists():
             raise BenchError(f"{KEYRING} is absent: install the package debian-archive-keyring")
-        failures = []
-        for mirror, name in itertools.product(machine_mirrors(), self._names):
+        names = [self.suite]
+        if other := OTHER_NAMES.get(self.suite):
+            names.append(other)
+        failures: dict[str, Unavailable] = {}
+        for mirror, name in itertools.product(machine_mirrors(), names):
             self._file("sources.list").write_text(
                 f"deb [signed-by={KEYRING}] {mirror} {name} main\n"
             )
             try:
                 self._apt(["update", "--error-on=any"], step)
                 self._check_suite()
-            except AptError as error:
-                failures.append(f"{mirror} {name}:\n{error}")
+            except Unavailable as error:
+                failures[f"{mirror} {name}"] = error
             else:
                 return
-        raise BenchError(
-            f"no mirror in this machine's apt configuration gives Debian {self._suite}"
-            f" for {self._architecture}; name one in {MIRROR_VARIABLE}, or update the package"
-            " debian-archive-keyring if a signature's key is unknown\n" + "\n".join(failures)
+        raise Unavailable(
+            f"no mirror in this machine's apt configuration gives Debian {self.suite}"
+            f" for {self._architecture}: name one in {MIRROR_VARIABLE}, or update the package"
+            " debian-archive-keyring if a signature's key is unknown\n"
+            + "\n".join(f"{where}:\n{error}" for where, error in failures.items()),
+            next((error.brief for error in failures.values()), "no mirror is configured"),
         )
+
+    def names(self, pattern: str) -> list[str]:
+        """Names of the suite's packages that match a whole regular expression, newest first."""
+        listed = self._run(["apt-cache", *self._options(), "pkgnames"])
+        found = [name for name in listed.split() if re.fullmatch(pattern, name)]
+        return sorted(found, key=version_key, reverse=True)
 
     def fetch(self, packages: Sequence[str], assumed: Iterable[str], step: Step) -> list[Path]:
         """Fetch packages and all that they depend on.
 
+        What was fetched before an error is kept, so that the next try does not begin again.
+
         Args:
             packages: Their names.
-            assumed: Packages to leave out, whoever depends on them.
-            step: Told how far it is.
+            assumed: Packages to leave out, whatever depends on them.
+            step: Where progress is shown.
 
         Returns:
             The package files.
+
+        Raises:
+            Unavailable: One of them cannot be had, whole and with the hash that the index gives.
         """
         self._file("status").write_text(
             "".join(
@@ -131,13 +183,13 @@ class Archive:
     def _check_suite(self) -> None:
         """Refuse another release: what is called stable changes every other year."""
         releases = [path.read_text() for path in self._file("lists").glob("*Release")]
-        if not all(f"\nCodename: {self._suite}\n" in release for release in releases):
-            raise AptError(f"that is not Debian {self._suite}")
+        if not all(f"\nCodename: {self.suite}\n" in release for release in releases):
+            raise Unavailable(f"that is not Debian {self.suite}")
 
     def _file(self, name: str) -> Path:
         return self._directory / name
 
-    def _apt(self, arguments: list[str], step: Step) -> str:
+    def _options(self) -> list[str]:
         options = {
             "Dir::State": self._directory,
             "Dir::State::lists": self._file("lists"),
@@ -153,15 +205,27 @@ class Archive:
             # As root, apt would fetch as the user _apt, who may not enter this directory.
             "APT::Sandbox::User": "",
             "Acquire::Languages": "none",
+            "Acquire::Retries": "2",
+            "Acquire::http::Timeout": "60",
             "Debug::NoLocking": "true",
-            "APT::Status-Fd": "1",
+            # A container's apt configuration may delete what was fetched.
+            "APT::Keep-Downloaded-Packages": "true",
         }
-        command = ["apt-get", "-q", "-y"]
-        for name, value in options.items():
-            command += ["-o", f"{name}={value}"]
+        return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+
+    def _run(self, command: list[str]) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+        )
+        if done.returncode != 0:
+            raise Unavailable(done.stderr.strip())
+        return done.stdout
+
+    def _apt(self, arguments: list[str], step: Step) -> str:
+        command = ["apt-get", "-q", "-y", "-o", "APT::Status-Fd=1", *self._options(), *arguments]
         lines = []
         with subprocess.Popen(
-            [*command, *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -176,8 +240,31 @@ class Archive:
                     lines.append(line)
         if apt.returncode != 0:
             complaints = [line for line in lines if line.startswith(("E:", "W:"))]
-            raise AptError("".join(complaints or lines).strip())
+            message = "".join(complaints or lines).strip()
+            raise Unavailable(message, brief(message))
         return "".join(lines)
+
+
+def version_key(name: str) -> list[int]:
+    """Order names like linux-image-6.12.107+deb13-amd64 by the numbers in them."""
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def brief(message: str) -> str:
+    """Say in one line why apt failed.
+
+    Args:
+        message: Its lines that begin with E: or W:.
+    """
+    failures = re.findall(
+        r"^[EW]: Failed to fetch \S*?([^/\s]+)  (.*?)(?: \[IP: .*)?$", message, re.M
+    )
+    if not failures:
+        return message.partition("\n")[0].removeprefix("E: ")
+    file, reason = failures[0]
+    name = urllib.parse.unquote(file.partition("_")[0])
+    more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+    return f"{name}{more} cannot be fetched ({' '.join(reason.split())})"
 
 
 def planned_files(plan: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""One boot of an emulated host: QEMU started, the command's streams carried, QEMU ended.
+"""One emulated host: QEMU started, commands run on it one after another, QEMU ended.
 
 Between bench and guest stand virtio-serial ports, each a socket pair made before QEMU starts, so
-that nothing is left in a file system: `bench.control` (guest/session tells what is said on it),
-`bench.stdout` and `bench.stderr` of the command, and for a shell a virtio console. The kernel's
+that nothing is left in a file system: `bench.control` (guest/session describes its protocol),
+`bench.stdout` and `bench.stderr` of the commands, and for a shell a virtio console. The kernel's
 console goes to a file of its own.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -19,14 +20,14 @@ import sys
 import tempfile
 import termios
 import tty
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from qemu.qmp import ConnectError, EventListener, QMPClient, QMPError
 
 from . import BenchError
+from .emulator import Emulator
 from .profiles import SCRATCH_BYTES, Profile
 from .progress import step
 
@@ -41,15 +42,11 @@ class MachineDied(BenchError):
 
 
 class BootFailed(MachineDied):
-    """The emulated host ended before the command started."""
+    """The emulated host ended before it could run a command."""
 
 
 class QemuCrashed(MachineDied):
-    """QEMU ended by a signal of its own making.
-
-    Debian 12's QEMU 7.2 does so once in a while when one emulated processor changes the memory map
-    while another one accesses a device.
-    """
+    """QEMU ended by a signal of its own making."""
 
 
 class TimeLimit(BenchError):
@@ -57,98 +54,120 @@ class TimeLimit(BenchError):
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the guest is to do.
-
-    Attributes:
-        checkout: The directory to mount there, at the same path.
-        directory: Where the command starts.
-        command: The command and its arguments; empty for an interactive shell.
-    """
-
-    checkout: Path
-    directory: Path
-    command: Sequence[str]
-
-    def script(self, profile: Profile) -> str:
-        """What the guest's init is to run: guest/session, after its variables."""
-        size = shutil.get_terminal_size()
-        variables = {
-            "checkout": str(self.checkout),
-            "directory": str(self.directory),
-            "command": shlex.join(self.command),
-            "load": " ".join(profile.load),
-            "shell_tty": "" if self.command else profile.shell_tty,
-            # A shell sees the edits that its user makes outside; a single command's files are
-            # worth caching.
-            "mount_options": "cache=loose" if self.command else "cache=none",
-            "rows": str(size.lines),
-            "columns": str(size.columns),
-            "TERM": os.environ.get("TERM", "dumb"),
-        }
-        if self.command and sys.stdout.isatty():
-            variables["COLUMNS"] = str(size.columns)  # for tables, which cannot ask a pipe
-        lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-        return "\n".join([*lines, "export TERM COLUMNS", SESSION.read_text(), "# end", ""])
-
-
-@dataclass(frozen=True)
 class Options:
     """How the emulated host is started.
 
     Attributes:
+        checkout: The directory to mount there, at the same path.
         kernel: The kernel to boot.
-        initrd: The initramfs.
-        time_limit: Seconds after which QEMU is ended; None for no limit.
+        initrd: The parts of the initramfs, each a cpio archive.
+        disk: The root file system; None where it is in the initramfs.
+        emulator: The QEMU.
         accelerator: "tcg" or "kvm".
         qemu_arguments: Further arguments for QEMU.
         kernel_arguments: Further words for the kernel's command line.
+        terminal: Whether there is a console for an interactive shell.
     """
 
+    checkout: Path
     kernel: Path
-    initrd: Path
-    time_limit: float | None
+    initrd: Sequence[Path]
+    disk: Path | None = None
+    emulator: Emulator = field(default_factory=Emulator)
     accelerator: str = "tcg"
     qemu_arguments: Sequence[str] = ()
     kernel_arguments: str = ""
+    terminal: bool = False
+
+    def script(self, profile: Profile) -> str:
+        """Return what the guest's init is to run: guest/session, after its variables."""
+        variables = {
+            "checkout": str(self.checkout),
+            "load": " ".join(profile.load),
+            "shell_tty": profile.shell_tty if self.terminal else "",
+            # A shell sees the edits that its user makes outside; a single command's files are
+            # worth caching.
+            "mount_options": "cache=none" if self.terminal else "cache=loose",
+            "TERM": os.environ.get("TERM", "dumb"),
+        }
+        return _script(variables, SESSION.read_text())
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command for the guest.
+
+    Attributes:
+        words: The command and its arguments; empty for an interactive shell.
+        directory: Where it starts.
+    """
+
+    words: Sequence[str]
+    directory: Path
+
+    def script(self, marker: str) -> str:
+        """Return the variables that guest/session reads for it.
+
+        Args:
+            marker: What is to be written at the end of its output.
+        """
+        size = shutil.get_terminal_size()
+        variables = {
+            "directory": str(self.directory),
+            "command": shlex.join(self.words),
+            "marker": marker,
+            "rows": str(size.lines),
+            "columns": str(size.columns),
+        }
+        if self.words and sys.stdout.isatty():
+            variables["COLUMNS"] = str(size.columns)  # for tables, which cannot ask a pipe
+        return _script(variables, "")
+
+
+def _script(variables: dict[str, str], body: str) -> str:
+    lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    return "\n".join([*lines, body, "# end", ""])
 
 
 PORTS = ("control", "stdout", "stderr")
 
 
 def qemu_arguments(
-    profile: Profile, options: Options, request: Request, run: Path, sockets: dict[str, int]
+    profile: Profile, options: Options, run: Path, sockets: dict[str, int]
 ) -> list[str]:
-    """QEMU's command line.
+    """Return QEMU's command line.
 
     Args:
         profile: The emulated host.
         options: How it is started.
-        request: What it is to do.
         run: The directory of this run's files.
         sockets: Descriptors of our sockets' other ends: qmp, the PORTS, and terminal for a shell.
     """
     cpu = profile.kvm_cpu if options.accelerator == "kvm" else profile.tcg_cpu
-    serial, p9 = profile.channel_bus
-    arguments = [profile.qemu, *cpu]
+    serial, p9, disk = profile.channel_bus
+    arguments = [*options.emulator.command(profile.qemu), *cpu]
     arguments += [word.format(scratch=_escaped(run / "scratch")) for word in profile.machine]
     arguments += ["-display", "none", "-no-reboot", "-no-user-config"]
-    arguments += ["-kernel", str(options.kernel), "-initrd", str(options.initrd)]
+    arguments += ["-kernel", str(options.kernel), "-initrd", str(run / "initrd")]
     arguments += ["-append", f"{profile.kernel_arguments} {options.kernel_arguments}".strip()]
     arguments += ["-chardev", f"file,id=console,path={_escaped(run / 'console')}", "-serial"]
     arguments += ["chardev:console", "-device", f"virtio-serial-pci,id=bench,{serial}"]
     for name, descriptor in sockets.items():
         arguments += ["-chardev", f"socket,id={name},fd={descriptor}"]
-    arguments += ["-mon", "chardev=qmp,mode=control"]
+    arguments += ["-qmp", "chardev:qmp"]
     if "terminal" in sockets:
         arguments += ["-device", "virtconsole,bus=bench.0,chardev=terminal"]
     for name in PORTS:
         arguments += ["-device", f"virtserialport,bus=bench.0,chardev={name},name=bench.{name}"]
-    # The guest's root writes as whoever runs QEMU: files that a command makes in the checkout
-    # belong to the user who asked for it. Where QEMU may not give a file away, it does not.
-    share = f"local,id=checkout,path={_escaped(request.checkout)},security_model=none"
+    # The guest's root writes as the user who runs QEMU: files that a command makes in the checkout
+    # belong to that user. Where QEMU may not give a file away, it does not.
+    share = f"local,id=checkout,path={_escaped(options.checkout)},security_model=none"
     arguments += ["-fsdev", f"{share},multidevs=remap"]
     arguments += ["-device", f"virtio-9p-pci,fsdev=checkout,mount_tag=checkout,{p9}"]
+    if options.disk:
+        drive = f"file={_escaped(options.disk)},if=none,id=bench-root,format=raw,readonly=on"
+        arguments += ["-drive", drive]
+        arguments += ["-device", f"virtio-blk-pci,drive=bench-root,serial=bench-root,{disk}"]
     return [*arguments, *options.qemu_arguments]
 
 
@@ -156,36 +175,183 @@ def _escaped(path: Path) -> str:
     return str(path).replace(",", ",,")  # QEMU's way of quoting a comma in an option
 
 
-async def run(profile: Profile, options: Options, request: Request) -> int:
-    """Boot, run the command, power off.
+Write = Callable[[bytes], object]
 
-    Returns:
-        The command's exit status.
+
+class Host:
+    """One emulated host that is up: commands run on it one after another.
+
+    Made by :func:`boot`.
+    """
+
+    def __init__(self, sockets: dict[str, socket.socket], files: Path) -> None:
+        self._sockets = sockets
+        self._files = files
+        self._shutdown = EventListener("SHUTDOWN")
+        self._qmp = QMPClient("bench")
+        self._qmp.register_listener(self._shutdown)
+        self._outputs = {name: _Output(sockets[name]) for name in ("stdout", "stderr")}
+
+    async def _connect(self, script: str) -> None:
+        """Wait until the guest is up.
+
+        When QEMU ends, for whatever reason, its ends of all sockets close: nothing here waits for
+        ever.
+        """
+        control = self._sockets["control"]
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=control)
+        with contextlib.suppress(ConnectError):  # the guest's silence will tell
+            await self._qmp.connect(self._sockets["qmp"])
+        self._writer.write(script.encode())
+        if await self._reader.readline() != b"ready\n":
+            raise BootFailed(f"QEMU ended before the guest was up{self._reason()}")
+
+    async def run(
+        self, command: Command, stdout: Write, stderr: Write, time_limit: float | None = None
+    ) -> int:
+        """Run a command and pass its output on as it comes.
+
+        Args:
+            command: The command.
+            stdout: Called with what it writes to its standard output.
+            stderr: The same for its standard error.
+            time_limit: In seconds; None for no limit.
+
+        Returns:
+            Its exit status.
+
+        Raises:
+            TimeLimit, MachineDied: The host cannot be used any more; the message has the tail of
+                its console.
+        """
+        marker = f"bench-{secrets.token_hex(16)}"
+        self._writer.write(f"run\n{command.script(marker)}".encode())
+        parts = [
+            self._status(),
+            self._outputs["stdout"].copy(stdout, marker.encode()),
+            self._outputs["stderr"].copy(stderr, marker.encode()),
+        ]
+        with contextlib.ExitStack() as stack:
+            if not command.words:
+                terminal = self._sockets["terminal"]
+                stack.enter_context(_terminal(terminal, self._writer))
+                parts.append(_Output(terminal).copy(stdout, None))
+            tasks = [asyncio.ensure_future(part) for part in parts]
+            try:
+                # The console's end is QEMU's end: it is not waited for.
+                status, *_ = await asyncio.wait_for(asyncio.gather(*tasks[:3]), time_limit)
+            except asyncio.TimeoutError:
+                raise TimeLimit(
+                    f"the time limit of {time_limit:g} s is over, QEMU was ended"
+                    + last_words(self._files)
+                ) from None
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        assert status is not None
+        return status
+
+    async def _status(self) -> int:
+        word, _, status = (await self._reader.readline()).decode().partition(" ")
+        if word != "exit":
+            raise MachineDied(f"the guest ended before the command did{self._reason()}")
+        return int(status)
+
+    async def _quit(self) -> None:
+        with contextlib.suppress(QMPError):  # the guest, too, may be powering off
+            await self._qmp.execute("quit")
+
+    def _reason(self) -> str:
+        """Why QEMU says that it shut down: a panic shows as guest-reset, by panic=-1."""
+        reasons = [event["data"] for event in self._shutdown.clear()]
+        return "".join(f" ({data['reason']})" for data in reasons if isinstance(data, dict))
+
+
+class _Output:
+    """What comes from one of the guest's ports, cut at each command's marker."""
+
+    def __init__(self, source: socket.socket) -> None:
+        self._source = source
+        self._rest = b""
+
+    async def copy(self, write: Write, marker: bytes | None) -> None:
+        """Pass on what comes, up to the marker or to the end of QEMU."""
+        loop = asyncio.get_running_loop()
+        data, self._rest = self._rest, b""
+        more = True
+        while True:
+            if marker is not None and (end := data.find(marker)) >= 0:
+                self._rest = data[end + len(marker) :]
+                data, more = data[:end], False
+            # The marker may come in pieces: its possible beginning waits for the rest.
+            held = _beginning(data, marker) if more and marker else 0
+            if ready := data[: len(data) - held]:
+                write(ready)
+            if not more:
+                return
+            received = b""
+            with contextlib.suppress(ConnectionResetError):
+                received = await loop.sock_recv(self._source, 1 << 16)
+            more, data = bool(received), data[len(data) - held :] + received
+
+
+def _beginning(data: bytes, marker: bytes) -> int:
+    """How many of the last bytes of `data` may be the marker's first ones."""
+    longest = min(len(marker) - 1, len(data))
+    return next((n for n in range(longest, 0, -1) if data.endswith(marker[:n])), 0)
+
+
+@contextlib.asynccontextmanager
+async def boot(
+    profile: Profile, options: Options, time_limit: float | None = None
+) -> AsyncIterator[Host]:
+    """Run an emulated host during the body.
+
+    Args:
+        profile: The host.
+        options: How it is started.
+        time_limit: For the boot, in seconds; None for no limit.
 
     Raises:
         TimeLimit, MachineDied: With the tail of the console in the message.
     """
     with tempfile.TemporaryDirectory(prefix="pyvfio-bench-") as directory:
         files = Path(directory)
-        async with _started(profile, options, request, files) as sockets:
-            try:
-                serving = _serve(profile, options, request, sockets)
-                return await asyncio.wait_for(serving, options.time_limit)
-            except asyncio.TimeoutError:
-                what = f"the time limit of {options.time_limit:g} s is over, QEMU was ended"
-                raise TimeLimit(what + _last_words(files)) from None
-            except MachineDied as error:
-                raise type(error)(str(error) + _last_words(files)) from None
+        with (files / "initrd").open("wb") as initrd:
+            for part in options.initrd:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, initrd)
+        try:
+            async with _started(profile, options, files) as sockets:
+                host = Host(sockets, files)
+                try:
+                    title = f"Booting {profile.name} under {options.accelerator}"
+                    with step(title):
+                        connecting = host._connect(options.script(profile))
+                        await asyncio.wait_for(connecting, time_limit)
+                    yield host
+                    await host._quit()
+                except asyncio.TimeoutError:
+                    raise TimeLimit(
+                        f"the guest is not up after {time_limit:g} s, QEMU was ended"
+                        + last_words(files)
+                    ) from None
+                finally:
+                    with contextlib.suppress(Exception):
+                        await host._qmp.disconnect()
+        except MachineDied as error:
+            raise type(error)(str(error) + last_words(files)) from None
 
 
 @contextlib.asynccontextmanager
 async def _started(
-    profile: Profile, options: Options, request: Request, files: Path
+    profile: Profile, options: Options, files: Path
 ) -> AsyncIterator[dict[str, socket.socket]]:
     """Run QEMU during the body, which gets our ends of the sockets."""
     with (files / "scratch").open("wb") as scratch:
         scratch.truncate(SCRATCH_BYTES)
-    names = ["qmp", *PORTS, *([] if request.command else ["terminal"])]
+    names = ["qmp", *PORTS, *(["terminal"] if options.terminal else [])]
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
         sockets, descriptors = {}, {}
         for name in names:
@@ -197,11 +363,12 @@ async def _started(
         qemu = await asyncio.create_subprocess_exec(
             # Should the bench be killed, QEMU goes, too.
             *("setpriv", "--pdeathsig", "KILL"),
-            *qemu_arguments(profile, options, request, files, descriptors),
+            *qemu_arguments(profile, options, files, descriptors),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=messages,
             stderr=messages,
             pass_fds=tuple(descriptors.values()),
+            env=options.emulator.environment,
             # Ctrl-C is for the bench, which ends QEMU in its own way.
             start_new_session=True,
         )
@@ -224,70 +391,6 @@ async def _started(
             if qemu.returncode is None:
                 qemu.kill()
             await qemu.wait()
-
-
-async def _serve(
-    profile: Profile, options: Options, request: Request, sockets: dict[str, socket.socket]
-) -> int:
-    """Talk to QEMU and the guest until the command has ended; returns its exit status.
-
-    When QEMU ends, for whatever reason, its ends of all sockets close: nothing here waits forever.
-    """
-    reader, writer = await asyncio.open_unix_connection(sock=sockets["control"])
-    shutdown = EventListener("SHUTDOWN")
-    qmp = QMPClient("bench")
-    qmp.register_listener(shutdown)
-    with step(f"Booting {profile.name} under {options.accelerator}"):
-        with contextlib.suppress(ConnectError):  # the guest's silence will tell
-            await qmp.connect(sockets["qmp"])
-        writer.write(request.script(profile).encode())
-        if await reader.readline() != b"ready\n":
-            raise BootFailed(f"QEMU ended before the guest was up{_reason(shutdown)}")
-
-    async def finish() -> int:
-        word, _, status = (await reader.readline()).decode().partition(" ")
-        if word != "exit":
-            raise MachineDied(f"the guest ended before the command did{_reason(shutdown)}")
-        with contextlib.suppress(QMPError):  # the guest, too, is about to power off
-            await qmp.execute("quit")
-        return int(status)
-
-    with contextlib.ExitStack() as stack:
-        if "terminal" in sockets:
-            stack.enter_context(_terminal(sockets["terminal"], writer))
-        outputs = {
-            "terminal": sys.stdout.buffer,
-            "stdout": sys.stdout.buffer,
-            "stderr": sys.stderr.buffer,
-        }
-        exit_status = asyncio.ensure_future(finish())
-        copies = [
-            asyncio.ensure_future(_copy(sockets[name], output))
-            for name, output in outputs.items()
-            if name in sockets
-        ]
-        try:
-            await asyncio.gather(exit_status, *copies)
-            return exit_status.result()
-        finally:
-            for task in (exit_status, *copies):
-                task.cancel()
-            with contextlib.suppress(Exception):
-                await qmp.disconnect()
-
-
-def _reason(shutdown: EventListener) -> str:
-    """Why QEMU says that it shut down: a panic shows as guest-reset, by panic=-1."""
-    reasons = [event["data"] for event in shutdown.clear()]
-    return "".join(f" ({data['reason']})" for data in reasons if isinstance(data, dict))
-
-
-async def _copy(source: socket.socket, output: BinaryIO) -> None:
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(ConnectionResetError):
-        while data := await loop.sock_recv(source, 1 << 16):
-            output.write(data)
-            output.flush()
 
 
 @contextlib.contextmanager
@@ -316,7 +419,7 @@ def _terminal(console: socket.socket, control: asyncio.StreamWriter) -> Iterator
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
-def _last_words(files: Path) -> str:
+def last_words(files: Path) -> str:
     """The ends of QEMU's messages and of the guest's console, for an error message."""
     text = ""
     for title, name in (("QEMU", "qemu"), ("the guest's console", "console")):

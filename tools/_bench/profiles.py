@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -35,9 +35,10 @@ class Profile:
             file of SCRATCH_BYTES, new in every run.
         tcg_cpu: QEMU arguments for the CPU under software emulation.
         kvm_cpu: The same under KVM; empty where KVM is not offered.
-        channel_bus: QEMU properties that place the two devices through which bench and guest talk:
-            virtio-serial, then virtio-9p.
-        kernel_package: Debian's kernel for this architecture.
+        channel_bus: QEMU properties that place the devices of the bench itself: virtio-serial,
+            virtio-9p, and virtio-blk with the root file system.
+        flavours: Debian's kernel flavours for this architecture, by their name for --kernel: the
+            default's is "".
         kernel_arguments: The kernel's command line.
         modules: Kernel modules that go into the image (with all that they depend on), beside the
             bench's own.
@@ -45,7 +46,6 @@ class Profile:
         shell_tty: The guest's terminal for `tools/bench shell`.
         spare_port: QEMU's id of the root port left free for --qemu-args "-device X,bus=...".
         devices: The PCI devices on offer, in order of address.
-        other_kernels: More of Debian's kernels for it: {name for --kernel: package}.
     """
 
     name: str
@@ -56,15 +56,14 @@ class Profile:
     machine: tuple[str, ...]
     tcg_cpu: tuple[str, ...]
     kvm_cpu: tuple[str, ...]
-    channel_bus: tuple[str, str]
-    kernel_package: str
+    channel_bus: tuple[str, str, str]
+    flavours: dict[str, str]
     kernel_arguments: str
     modules: tuple[str, ...]
     load: tuple[str, ...]
     shell_tty: str
     spare_port: str
     devices: tuple[PciDevice, ...]
-    other_kernels: dict[str, str] = field(default_factory=dict)
 
 
 SCRATCH_BYTES = 64 << 20
@@ -95,8 +94,8 @@ X86 = Profile(
     # -cpu max under TCG has SVM with nested paging: KVM inside the guest runs guest code.
     tcg_cpu=("-accel", "tcg,thread=multi", "-cpu", "max"),
     kvm_cpu=("-accel", "kvm", "-cpu", "host"),
-    channel_bus=("addr=0x1c", "addr=0x1d"),
-    kernel_package="linux-image-amd64",
+    channel_bus=("addr=0x1c", "addr=0x1d", "addr=0x1b"),
+    flavours={"": "amd64"},
     kernel_arguments="console=ttyS0 quiet intel_iommu=on iommu=nopt panic=-1",
     modules=(
         *("vfio-pci", "vfio-iommu-type1", "kvm-amd", "kvm-intel"),
@@ -126,8 +125,7 @@ _POWERNV: dict[str, Any] = {
     "qemu_package": "qemu-system-ppc",
     "tcg_cpu": ("-accel", "tcg,thread=multi"),
     "kvm_cpu": (),
-    "kernel_package": "linux-image-powerpc64le",
-    "other_kernels": {"64k": "linux-image-powerpc64le-64k"},
+    "flavours": {"": "powerpc64le", "64k": "powerpc64le-64k"},
     "kernel_arguments": "console=hvc0 quiet panic=-1",
     "modules": (
         *("vfio-pci", "vfio-iommu-spapr-tce", "kvm-hv"),
@@ -157,7 +155,11 @@ POWER8 = Profile(
         *("-device", "edu,bus=edu-port,addr=0.0,multifunction=on"),
         *("-device", "pci-testdev,bus=edu-port,addr=0.1"),
     ),
-    channel_bus=("bus=pcie.2,addr=0.0,multifunction=on", "bus=pcie.2,addr=0.1"),
+    channel_bus=(
+        "bus=pcie.2,addr=0.0,multifunction=on",
+        "bus=pcie.2,addr=0.1",
+        "bus=pcie.2,addr=0.2",
+    ),
     spare_port="spare",
     devices=(
         PciDevice("e1000e", "0000:01:00.0", "Intel 82574L network card, MSI-X, reset"),
@@ -179,7 +181,11 @@ POWER9 = Profile(
         *("-device", "edu,bus=pcie.2,addr=0.0,multifunction=on"),
         *("-device", "pci-testdev,bus=pcie.2,addr=0.1"),
     ),
-    channel_bus=("bus=pcie.4,addr=0.0,multifunction=on", "bus=pcie.4,addr=0.1"),
+    channel_bus=(
+        "bus=pcie.4,addr=0.0,multifunction=on",
+        "bus=pcie.4,addr=0.1",
+        "bus=pcie.4,addr=0.2",
+    ),
     spare_port="pcie.3",
     devices=(
         PciDevice("e1000e", "0000:01:00.0", "Intel 82574L network card, MSI-X, reset"),

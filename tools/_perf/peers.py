@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from tools._bench.image import cache_directory
+from tools._bench.cache import directory as cache_directory
 from tools._bench.progress import step
 
 

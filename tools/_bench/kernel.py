@@ -1,0 +1,190 @@
+"""A Debian kernel and the modules that the emulated hosts need."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from . import BenchError, Unavailable, cache, cpio, debian
+from .profiles import Profile
+from .progress import step
+from .root import MERGED_USR
+from .suites import DEFAULT_SERIES, SERIES
+
+# The bench's own: the root file system's disk, how the guest talks to the bench, the checkout.
+MODULES = (
+    *("virtio_pci", "virtio_blk", "squashfs", "overlay"),
+    *("virtio_console", "9p", "9pnet_virtio"),
+)
+# What a kernel's packages depend on beside each other. They would bring half of a system, which the
+# root file system has from another suite.
+ASSUMED = ("kmod", "linux-base", "initramfs-tools")
+OLDER_VERSIONS = 3  # so many of a suite are tried
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel in the cache.
+
+    Attributes:
+        directory: The entry.
+    """
+
+    directory: Path
+
+    @property
+    def image(self) -> Path:
+        """What QEMU boots."""
+        return self.directory / "linux"
+
+    @property
+    def modules(self) -> Path:
+        """The part of the initramfs that has the modules."""
+        return self.directory / "modules.cpio"
+
+    @property
+    def release(self) -> str:
+        """As `uname -r` prints it."""
+        return (self.directory / "release").read_text()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A kernel by the name that `--kernel` takes.
+
+    Attributes:
+        series: Keys of SERIES, best first.
+        flavour: Debian's name of the flavour: "powerpc64le-64k".
+    """
+
+    series: tuple[str, ...]
+    flavour: str
+
+
+def names(profile: Profile) -> list[str]:
+    """Names of the kernels of a host, for `--kernel`."""
+    plain = list(SERIES)
+    return plain + [
+        name
+        for flavour in profile.flavours
+        if flavour
+        for name in (flavour, *(f"{series}-{flavour}" for series in SERIES))
+    ]
+
+
+def wanted(profile: Profile, name: str | None) -> Wanted:
+    """Find the kernel that a name means: "6.12", "64k", "7-64k"; None for the default."""
+    if name is None:
+        return Wanted(DEFAULT_SERIES, profile.flavours[""])
+    if name not in names(profile):
+        raise BenchError(
+            f"--kernel {name} is not a kernel of {profile.name} nor a file: give one of "
+            f"{', '.join(names(profile))}, or the path of a kernel image"
+        )
+    series, _, flavour = name.rpartition("-")
+    if name in SERIES:
+        series, flavour = name, ""
+    return Wanted((series,) if series else DEFAULT_SERIES, profile.flavours[flavour])
+
+
+def get(profile: Profile, it: Wanted, suite: str | None = None) -> Kernel:
+    """Return a kernel with the modules of a host, made now if it is not in the cache.
+
+    Args:
+        profile: The emulated host.
+        it: The kernel.
+        suite: The suite to take it from, where that has the series.
+    """
+    key = cache.recipe((it.series, profile.modules), (Path(__file__), Path(cpio.__file__)))
+
+    def build(files: Sequence[Path], entry: Path, scratch: Path) -> None:
+        _build(profile, files, entry, scratch)
+
+    name = f"kernel-{it.flavour}" + (f"-{suite}-only" if suite else "")
+    title = f"Linux {it.series[0]} for {it.flavour}"
+    return Kernel(cache.select(title, name, key, lambda: _candidates(profile, it, suite), build))
+
+
+def _candidates(
+    profile: Profile, it: Wanted, suite: str | None
+) -> Iterator[cache.Candidate[Sequence[Path]]]:
+    """Give a suite's newest kernel, then older ones that its index has, then the next suite's."""
+    for name in it.series:
+        series = SERIES[name]
+        before, after = "linux-image-", f"-{it.flavour}"
+        for each in (suite,) if suite in series.suites else series.suites:
+            pattern = re.escape(before) + series.version + re.escape(after)
+            try:
+                with debian.archive(each, profile.architecture) as archive:
+                    packages = archive.names(pattern)
+            except Unavailable as error:
+                yield cache.Candidate(each, partial(_fail, error))
+                continue
+            for package in packages[:OLDER_VERSIONS]:
+                yield cache.Candidate(
+                    package.removeprefix(before).removesuffix(after),
+                    partial(debian.fetch, each, profile.architecture, (package,), ASSUMED),
+                )
+
+
+def _fail(error: Unavailable) -> Sequence[Path]:
+    raise error
+
+
+def _build(profile: Profile, packages: Sequence[Path], entry: Path, scratch: Path) -> None:
+    everything = scratch / "everything"
+    for path, target in MERGED_USR.items():
+        (everything / target).mkdir(parents=True)
+        (everything / path).symlink_to(target)
+    with step("Unpacking the kernel"):
+        for package in packages:
+            debian.unpack(package, everything)
+    with step("Choosing kernel modules"):
+        (tree,) = (everything / "usr/lib/modules").iterdir()
+        shutil.copyfile(_image(everything, tree), entry / "linux")
+        chosen = scratch / "chosen"
+        _choose_modules(everything, tree.name, (*MODULES, *profile.modules), chosen)
+        with (entry / "modules.cpio").open("wb") as output:
+            cpio.write(chosen, output)
+    (entry / "release").write_text(tree.name)
+    (entry / "packages").write_text("".join(f"{path.name}\n" for path in packages))
+
+
+def _image(everything: Path, tree: Path) -> Path:
+    """The kernel image: /boot/vmlinuz-R up to Linux 6.x, /usr/lib/modules/R/vmlinuz from 7.x on."""
+    images = [*everything.glob("boot/vmlinu[xz]-*"), *tree.glob("vmlinu[xz]")]
+    if not images:
+        raise BenchError(
+            f"the packages of Linux {tree.name} have no kernel image: their layout changed"
+        )
+    return images[0]
+
+
+def _choose_modules(everything: Path, release: str, modules: Sequence[str], chosen: Path) -> None:
+    """Copy modules with all that they depend on, uncompressed, to another tree."""
+    subprocess.run(["depmod", "-b", str(everything), release], check=True)
+    command = ["modprobe", "-d", str(everything), "-S", release, "--show-depends", "-a", *modules]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True)
+    if shown.returncode != 0:
+        raise BenchError(f"a module is not in Linux {release}: {shown.stderr.strip()}")
+    # Each line is "insmod PATH" or "builtin NAME".
+    paths = {Path(line.split()[1]) for line in shown.stdout.splitlines() if line[0] == "i"}
+    tree = everything / "usr/lib/modules" / release
+    lists = (tree / f"modules.{name}" for name in ("builtin", "builtin.modinfo", "order"))
+    for source in (*paths, *lists):
+        target = chosen / source.resolve().relative_to(everything.resolve())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix == ".xz":
+            # The guest would decompress it under emulation.
+            target.with_suffix("").write_bytes(lzma.decompress(source.read_bytes()))
+        else:
+            shutil.copyfile(source, target)
+    (chosen / "lib").symlink_to("usr/lib")
+    subprocess.run(["depmod", "-b", str(chosen), release], check=True)
+    (chosen / "lib").unlink()  # the root's part of the initramfs has it
