@@ -14,7 +14,6 @@ from pathlib import Path
 from . import BenchError, Unavailable, cache, cpio, debian
 from .profiles import Profile
 from .progress import step
-from .root import MERGED_USR
 from .suites import DEFAULT_SERIES, SERIES
 
 # The bench's own: the root file system's disk, how the guest talks to the bench, the checkout.
@@ -139,12 +138,10 @@ def _fail(error: Unavailable) -> Sequence[Path]:
 
 def _build(profile: Profile, packages: Sequence[Path], entry: Path, scratch: Path) -> None:
     everything = scratch / "everything"
-    for path, target in MERGED_USR.items():
-        (everything / target).mkdir(parents=True)
-        (everything / path).symlink_to(target)
     with step("Unpacking the kernel"):
         for package in packages:
             debian.unpack(package, everything)
+    _merge_usr(everything)
     with step("Choosing kernel modules"):
         (tree,) = (everything / "usr/lib/modules").iterdir()
         shutil.copyfile(_image(everything, tree), entry / "linux")
@@ -154,6 +151,16 @@ def _build(profile: Profile, packages: Sequence[Path], entry: Path, scratch: Pat
             cpio.write(chosen, output)
     (entry / "release").write_text(tree.name)
     (entry / "packages").write_text("".join(f"{path.name}\n" for path in packages))
+
+
+def _merge_usr(everything: Path) -> None:
+    """Bring the modules of older packages from /lib to /usr/lib, and make /lib a link to it."""
+    lib = everything / "lib"
+    if lib.exists():
+        (everything / "usr/lib").mkdir(parents=True, exist_ok=True)
+        (lib / "modules").rename(everything / "usr/lib/modules")
+        shutil.rmtree(lib)
+    lib.symlink_to("usr/lib")
 
 
 def _image(everything: Path, tree: Path) -> Path:
