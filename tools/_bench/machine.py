@@ -184,12 +184,16 @@ class Host:
     Made by :func:`boot`.
     """
 
-    def __init__(self, sockets: dict[str, socket.socket], files: Path) -> None:
+    def __init__(
+        self, qemu: asyncio.subprocess.Process, sockets: dict[str, socket.socket], files: Path
+    ) -> None:
+        self._qemu = qemu
         self._sockets = sockets
         self._files = files
         self._shutdown = EventListener("SHUTDOWN")
         self._qmp = QMPClient("bench")
         self._qmp.register_listener(self._shutdown)
+        self._writer: asyncio.StreamWriter | None = None
         self._outputs = {name: _Output(sockets[name]) for name in ("stdout", "stderr")}
 
     async def _connect(self, script: str) -> None:
@@ -203,8 +207,8 @@ class Host:
         with contextlib.suppress(ConnectError):  # the guest's silence will tell
             await self._qmp.connect(self._sockets["qmp"])
         self._writer.write(script.encode())
-        if await self._reader.readline() != b"ready\n":
-            raise BootFailed(f"QEMU ended before the guest was up{self._reason()}")
+        if await self._heard() != "ready":
+            raise await self._death(BootFailed, "QEMU ended before the guest was up")
 
     async def run(
         self, command: Command, stdout: Write, stderr: Write, time_limit: float | None = None
@@ -224,6 +228,7 @@ class Host:
             TimeLimit, MachineDied: The host cannot be used any more; the message has the tail of
                 its console.
         """
+        assert self._writer is not None
         marker = f"bench-{secrets.token_hex(16)}"
         self._writer.write(f"run\n{command.script(marker)}".encode())
         parts = [
@@ -253,19 +258,44 @@ class Host:
         return status
 
     async def _status(self) -> int:
-        word, _, status = (await self._reader.readline()).decode().partition(" ")
+        word, _, status = (await self._heard()).partition(" ")
         if word != "exit":
-            raise MachineDied(f"the guest ended before the command did{self._reason()}")
+            raise await self._death(MachineDied, "the guest ended before the command did")
         return int(status)
 
-    async def _quit(self) -> None:
-        with contextlib.suppress(QMPError):  # the guest, too, may be powering off
-            await self._qmp.execute("quit")
+    async def _heard(self) -> str:
+        """Read a line from the guest; empty at the end of QEMU."""
+        try:
+            return (await self._reader.readline()).decode().rstrip("\n")
+        except ConnectionError:
+            return ""
 
-    def _reason(self) -> str:
-        """Why QEMU says that it shut down: a panic shows as guest-reset, by panic=-1."""
-        reasons = [event["data"] for event in self._shutdown.clear()]
-        return "".join(f" ({data['reason']})" for data in reasons if isinstance(data, dict))
+    async def _death(self, kind: type[MachineDied], text: str) -> MachineDied:
+        """Say why the host ended: its ends of the sockets are closed, so QEMU is ending."""
+        # A panic shows as guest-reset, by panic=-1.
+        for event in self._shutdown.clear():
+            if isinstance(data := event["data"], dict):
+                text += f" ({data['reason']})"
+        with contextlib.suppress(asyncio.TimeoutError):
+            status = await asyncio.wait_for(self._qemu.wait(), ENDING_SECONDS)
+            if -status in CRASHES:
+                kind = QemuCrashed
+                text = (
+                    f"QEMU itself crashed ({signal.Signals(-status).name}), which is no fault of "
+                    f"the guest's: run it again; {text}"
+                )
+        return kind(text + last_words(self._files))
+
+    async def _close(self) -> None:
+        """End QEMU and let go of the sockets, in this order: their owner closes them."""
+        with contextlib.suppress(QMPError):
+            await self._qmp.execute("quit")
+        with contextlib.suppress(Exception):
+            await self._qmp.disconnect()
+        if self._writer:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
 
 
 class _Output:
@@ -322,33 +352,27 @@ async def boot(
             for part in options.initrd:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, initrd)
-        try:
-            async with _started(profile, options, files) as sockets:
-                host = Host(sockets, files)
-                try:
-                    title = f"Booting {profile.name} under {options.accelerator}"
-                    with step(title):
-                        connecting = host._connect(options.script(profile))
-                        await asyncio.wait_for(connecting, time_limit)
-                    yield host
-                    await host._quit()
-                except asyncio.TimeoutError:
-                    raise TimeLimit(
-                        f"the guest is not up after {time_limit:g} s, QEMU was ended"
-                        + last_words(files)
-                    ) from None
-                finally:
-                    with contextlib.suppress(Exception):
-                        await host._qmp.disconnect()
-        except MachineDied as error:
-            raise type(error)(str(error) + last_words(files)) from None
+        async with _started(profile, options, files) as (qemu, sockets):
+            host = Host(qemu, sockets, files)
+            try:
+                with step(f"Booting {profile.name} under {options.accelerator}"):
+                    connecting = host._connect(options.script(profile))
+                    await asyncio.wait_for(connecting, time_limit)
+                yield host
+            except asyncio.TimeoutError:
+                raise TimeLimit(
+                    f"the guest is not up after {time_limit:g} s, QEMU was ended"
+                    + last_words(files)
+                ) from None
+            finally:
+                await host._close()
 
 
 @contextlib.asynccontextmanager
 async def _started(
     profile: Profile, options: Options, files: Path
-) -> AsyncIterator[dict[str, socket.socket]]:
-    """Run QEMU during the body, which gets our ends of the sockets."""
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, socket.socket]]]:
+    """Run QEMU during the body, which gets it and our ends of the sockets."""
     with (files / "scratch").open("wb") as scratch:
         scratch.truncate(SCRATCH_BYTES)
     names = ["qmp", *PORTS, *(["terminal"] if options.terminal else [])]
@@ -374,19 +398,7 @@ async def _started(
         )
         theirs.close()
         try:
-            yield sockets
-        except (MachineDied, ConnectionError) as error:
-            # Its ends of the sockets are closed, so it is ending.
-            with contextlib.suppress(asyncio.TimeoutError):
-                status = await asyncio.wait_for(qemu.wait(), ENDING_SECONDS)
-                if -status in CRASHES:
-                    raise QemuCrashed(
-                        f"QEMU itself crashed ({signal.Signals(-status).name}), which is no fault "
-                        f"of the guest's: run it again; {error}"
-                    ) from None
-            raise (
-                error if isinstance(error, MachineDied) else MachineDied(f"QEMU ended: {error}")
-            ) from None
+            yield qemu, sockets
         finally:
             if qemu.returncode is None:
                 qemu.kill()
