@@ -14,6 +14,7 @@ import socketserver
 import subprocess
 import tempfile
 import threading
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from email.utils import formatdate
 from pathlib import Path
@@ -65,8 +66,9 @@ class Package:
 
     @property
     def path(self) -> str:
-        """Its place in an archive."""
-        return f"pool/{self.name}_{self.version}_{self.architecture}.deb"
+        """Its place in an archive; a version's epoch is not in the name."""
+        version = self.version.rpartition(":")[2]
+        return f"pool/{self.name}_{version}_{self.architecture}.deb"
 
     @property
     def control(self) -> str:
@@ -259,7 +261,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         archive = self._archive
-        path = self.path.lstrip("/")
+        path = urllib.parse.unquote(self.path).lstrip("/")
         fault = archive._faults.get(path)
         body = archive._read(path)
         if body is None or fault is Fault.MISSING:
