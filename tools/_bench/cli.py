@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="show all that apt and pip print while the bench is set up; so does PYVFIO_VERBOSE=1",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|shell")
     listing = verbs.add_parser("list", help="the emulated hosts and their devices")
     listing.add_argument("--json", action="store_true", help="for programs")
@@ -107,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
     parsed = _parser().parse_args(arguments)
+    if parsed.verbose:
+        os.environ["PYVFIO_VERBOSE"] = "1"
     try:
         if parsed.verb == "list":
             print(_json() if parsed.json else _listing(), flush=True)
