@@ -8,7 +8,7 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,10 @@ echo "debconf: delaying package configuration" >&2
 case " $* " in
     *" update "*) touch "$STATE/lists"; exit "$(cat "$STATE/update" 2>/dev/null || echo 0)" ;;
 esac
-if [[ -e $STATE/slow ]]; then trap "exit 100" INT; sleep 30; fi
+if [[ -e $STATE/slow ]]; then
+    trap "exit 100" INT
+    for ((i = 0; i < 300; i++)); do [[ -e $STATE/go ]] || sleep 0.1; done
+fi
 [[ -e $STATE/lists && ! -e $STATE/apt-fails ]] || {{ echo "E: apt refuses"; exit 100; }}
 for word; do touch "$STATE/installed-$word"; done
 """
@@ -117,9 +120,15 @@ def bootstrap(
 
 
 def on_terminal(
-    script: str, environment: Mapping[str, str], *, interrupt_after: bytes | None = None
+    script: str, environment: Mapping[str, str], when: bytes, then: Callable[[int], object]
 ) -> tuple[str, int]:
-    """Run a script on a terminal, and type Ctrl-C after it showed something.
+    """Run a script on a terminal.
+
+    Args:
+        script: What to run after the bootstrap was sourced.
+        environment: Its environment.
+        when: What must be shown for `then` to be called, once.
+        then: Called with the terminal's descriptor.
 
     Returns:
         All that was shown, and the exit status.
@@ -127,13 +136,13 @@ def on_terminal(
     child, terminal = pty.fork()
     if child == 0:
         os.execvpe("bash", ["bash", "-c", f". {BOOTSTRAP}; {script}"], dict(environment))
-    shown = b""
+    shown, called = b"", False
     with contextlib.suppress(OSError):  # EIO: nobody has the other side open any more
         while True:
             shown += os.read(terminal, 4096)
-            if interrupt_after is not None and interrupt_after in shown:
-                os.write(terminal, b"\x03")
-                interrupt_after = None
+            if when in shown and not called:
+                called = True
+                then(terminal)
     os.close(terminal)
     return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -213,11 +222,16 @@ def test_verbose_failure_is_shown_once(machine: Machine) -> None:
 
 
 def test_terminal_shows_progress_then_one_line(machine: Machine) -> None:
-    machine.mark("lists")
-    shown, status = on_terminal("need_packages one", machine.environment)
+    machine.mark("lists", "slow")
+    shown, status = on_terminal(
+        "need_packages one",
+        machine.environment,
+        when=b" s  debconf: delaying",
+        then=lambda terminal: machine.mark("go"),
+    )
     *moving, last = shown.rstrip("\r\n").split("\r\x1b[K")
     assert status == 0
-    assert any(line.startswith("Installing Debian packages: one ... 0 s") for line in moving)
+    assert any("debconf: delaying" in line for line in moving)
     assert re.fullmatch(r"Installing Debian packages: one \.\.\. \d+ s", last)
     assert "\n" not in shown[:-2]
 
@@ -225,7 +239,10 @@ def test_terminal_shows_progress_then_one_line(machine: Machine) -> None:
 def test_interrupt_ends_the_installation(machine: Machine) -> None:
     machine.mark("slow")
     shown, status = on_terminal(
-        "need_packages one; echo went on", machine.environment, interrupt_after=b"debconf: delaying"
+        "need_packages one; echo went on",
+        machine.environment,
+        when=b"debconf: delaying",
+        then=lambda terminal: os.write(terminal, b"\x03"),
     )
     assert status == 130
     assert "failed" not in shown
@@ -299,9 +316,7 @@ def test_environment_is_made_once(machine: Machine) -> None:
     assert first.returncode == 0, first.stderr
     venv = f"{machine.cache}/venv-[0-9a-f]+"
     assert re.fullmatch(f"{venv}/bin/python\n", first.stdout)
-    assert re.fullmatch(rf"Making a Python environment in {venv} \.\.\. \d+ s\n", first.stderr), (
-        first.stderr
-    )
+    assert re.fullmatch(r"Making a Python environment \.\.\. \d+ s\n", first.stderr)
     assert "WARNING" in (machine.cache / "logs/pip.log").read_text()
     again = machine.run(script)
     assert (again.stdout, again.stderr) == (first.stdout, "")

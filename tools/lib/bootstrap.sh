@@ -250,7 +250,7 @@ make_venv() (
     rm -rf "$venv"
     trap '[[ -e $venv/complete ]] || rm -rf "$venv"' EXIT
     trap 'exit 130' INT
-    step "Making a Python environment in $venv" "$log" fill_venv "$venv" "$requirements" ||
+    step "Making a Python environment" "$log" fill_venv "$venv" "$requirements" ||
         die "pip could not install the project's dependencies; its messages are above and in $log"
     touch "$venv/complete"
 )
