@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import BenchError, cache, emulator, kernel, machine, root
+from .packages import need_packages
 from .profiles import PROFILES, Profile
 from .progress import say
 from .suites import DEFAULT_QEMU, ROOT_SUITES
@@ -61,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs commands on real Linux kernels on emulated hosts with PCI devices.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="show all that apt and pip print while the bench is set up; so does PYVFIO_VERBOSE=1",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|shell|clean")
     listing = verbs.add_parser(
@@ -141,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
     parsed = _parser().parse_args(arguments)
+    if parsed.verbose:
+        os.environ["PYVFIO_VERBOSE"] = "1"
     try:
         if parsed.verb == "list":
             print(_json() if parsed.json else _listing(), flush=True)
@@ -258,9 +266,9 @@ def prepare(
         more: Debian packages to have in the root file system beside the bench's own.
         others: Further attributes of machine.Options.
     """
-    _need_packages("kmod", "squashfs-tools", "debian-archive-keyring")
+    need_packages("kmod", "squashfs-tools", "debian-archive-keyring")
     if qemu == emulator.SYSTEM:
-        _need_packages(profile.qemu_package)
+        need_packages(profile.qemu_package)
     options = {"emulator": emulator.get(qemu, profile.qemu_package), "checkout": CHECKOUT, **others}
     roots = root.get(profile.architecture, more, suite)
     if kernel_name and kernel_name not in kernel.names(profile) and Path(kernel_name).is_file():
@@ -268,15 +276,6 @@ def prepare(
     chosen = kernel.get(profile, kernel.wanted(profile, kernel_name), suite)
     initrd = [roots.early, chosen.modules]
     return machine.Options(kernel=chosen.image, initrd=initrd, disk=roots.disk, **options)
-
-
-def _need_packages(*packages: str) -> None:
-    """Install Debian packages that are missing, as tools/lib/bootstrap.sh does it."""
-    script = '. "$0"; need_packages "$@"'
-    bootstrap = CHECKOUT / "tools/lib/bootstrap.sh"
-    done = subprocess.run(["bash", "-c", script, str(bootstrap), *packages], check=False)
-    if done.returncode != 0:
-        raise BenchError(f"the bench needs {' '.join(packages)}")
 
 
 def _run(

@@ -205,8 +205,6 @@ class Archive:
             # As root, apt would fetch as the user _apt, who may not enter this directory.
             "APT::Sandbox::User": "",
             "Acquire::Languages": "none",
-            "Acquire::Retries": "2",
-            "Acquire::http::Timeout": "60",
             "Debug::NoLocking": "true",
             # A container's apt configuration may delete what was fetched.
             "APT::Keep-Downloaded-Packages": "true",

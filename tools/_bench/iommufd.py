@@ -26,6 +26,8 @@ from .progress import Step
 # What compiling needs on this machine. objtool needs libelf.
 PACKAGES = ("gcc", "make", "flex", "bison", "bc", "libelf-dev", "xz-utils")
 
+ARCHITECTURE = "amd64"
+
 MODULES = (
     "drivers/iommu/iommufd/iommufd.ko",
     "drivers/vfio/vfio.ko",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from . import BenchError, Unavailable, cache, cpio, debian
+from . import BenchError, Unavailable, cache, cpio, debian, iommufd
+from .packages import need_packages
 from .profiles import Profile
 from .progress import step
 from .suites import DEFAULT_SERIES, SERIES
@@ -23,7 +24,8 @@ MODULES = (
 )
 # What a kernel's packages depend on beside each other. They would bring half of a system, which the
 # root file system has from another suite.
-ASSUMED = ("kmod", "linux-base", "initramfs-tools")
+ASSUMED = ("kmod", "linux-base", "initramfs-tools", "binutils", "xz-utils")
+IOMMUFD, IOMMUFD_SERIES = "iommufd", "7"
 OLDER_VERSIONS = 3  # so many of a suite are tried
 
 
@@ -60,15 +62,17 @@ class Wanted:
     Attributes:
         series: Keys of SERIES, best first.
         flavour: Debian's name of the flavour: "powerpc64le-64k".
+        iommufd: Whether VFIO's modules are built anew with iommufd.
     """
 
     series: tuple[str, ...]
     flavour: str
+    iommufd: bool = False
 
 
 def names(profile: Profile) -> list[str]:
     """Names of the kernels of a host, for `--kernel`."""
-    plain = list(SERIES)
+    plain = [*SERIES, *([IOMMUFD] if profile.architecture == iommufd.ARCHITECTURE else [])]
     return plain + [
         name
         for flavour in profile.flavours
@@ -86,6 +90,8 @@ def wanted(profile: Profile, name: str | None) -> Wanted:
             f"--kernel {name} is not a kernel of {profile.name} nor a file: give one of "
             f"{', '.join(names(profile))}, or the path of a kernel image"
         )
+    if name == IOMMUFD:
+        return Wanted((IOMMUFD_SERIES,), profile.flavours[""], iommufd=True)
     series, _, flavour = name.rpartition("-")
     if name in SERIES:
         series, flavour = name, ""
@@ -100,13 +106,16 @@ def get(profile: Profile, it: Wanted, suite: str | None = None) -> Kernel:
         it: The kernel.
         suite: The suite to take it from, where that has the series.
     """
-    key = cache.recipe((it.series, profile.modules), (Path(__file__), Path(cpio.__file__)))
+    sources = [__file__, cpio.__file__, *([iommufd.__file__] if it.iommufd else [])]
+    key = cache.recipe((it.series, profile.modules), map(Path, sources))
 
     def build(files: Sequence[Path], entry: Path, scratch: Path) -> None:
-        _build(profile, files, entry, scratch)
+        _build(profile, it, files, entry, scratch)
 
-    name = f"kernel-{it.flavour}" + (f"-{suite}-only" if suite else "")
-    title = f"Linux {it.series[0]} for {it.flavour}"
+    if it.iommufd:
+        need_packages(*iommufd.PACKAGES)
+    name = f"kernel-{it.flavour}" + it.iommufd * f"-{IOMMUFD}" + (f"-{suite}-only" if suite else "")
+    title = f"Linux {it.series[0]} for {it.flavour}" + it.iommufd * " with iommufd"
     return Kernel(cache.select(title, name, key, lambda: _candidates(profile, it, suite), build))
 
 
@@ -126,9 +135,12 @@ def _candidates(
                 yield cache.Candidate(each, partial(_fail, error))
                 continue
             for package in packages[:OLDER_VERSIONS]:
+                version = package.removeprefix(before).removesuffix(after)
+                fetched = [package]
+                if it.iommufd:
+                    fetched.append("linux-source-" + ".".join(version.split(".")[:2]))
                 yield cache.Candidate(
-                    package.removeprefix(before).removesuffix(after),
-                    partial(debian.fetch, each, profile.architecture, (package,), ASSUMED),
+                    version, partial(debian.fetch, each, profile.architecture, fetched, ASSUMED)
                 )
 
 
@@ -136,14 +148,18 @@ def _fail(error: Unavailable) -> Sequence[Path]:
     raise error
 
 
-def _build(profile: Profile, packages: Sequence[Path], entry: Path, scratch: Path) -> None:
+def _build(
+    profile: Profile, it: Wanted, packages: Sequence[Path], entry: Path, scratch: Path
+) -> None:
     everything = scratch / "everything"
     with step("Unpacking the kernel"):
         for package in packages:
             debian.unpack(package, everything)
     _merge_usr(everything)
+    (tree,) = (everything / "usr/lib/modules").iterdir()
+    if it.iommufd:
+        _add_iommufd(everything, tree, scratch / "build")
     with step("Choosing kernel modules"):
-        (tree,) = (everything / "usr/lib/modules").iterdir()
         shutil.copyfile(_image(everything, tree), entry / "linux")
         chosen = scratch / "chosen"
         _choose_modules(everything, tree.name, (*MODULES, *profile.modules), chosen)
@@ -151,6 +167,16 @@ def _build(profile: Profile, packages: Sequence[Path], entry: Path, scratch: Pat
             cpio.write(chosen, output)
     (entry / "release").write_text(tree.name)
     (entry / "packages").write_text("".join(f"{path.name}\n" for path in packages))
+
+
+def _add_iommufd(everything: Path, tree: Path, work: Path) -> None:
+    (source,) = (everything / "usr/src").glob("linux-source-*.tar.xz")
+    work.mkdir()
+    with step("Building VFIO with iommufd") as progress:
+        modules = iommufd.rebuild(source, tree / "config", tree.name, work, progress)
+    (tree / "updates").mkdir(exist_ok=True)  # depmod prefers it to Debian's own
+    for module in modules:
+        shutil.copy(module, tree / "updates")
 
 
 def _merge_usr(everything: Path) -> None:

@@ -288,8 +288,12 @@ class Host:
 
     async def _close(self) -> None:
         """End QEMU and let go of the sockets, in this order: their owner closes them."""
-        with contextlib.suppress(QMPError):
-            await self._qmp.execute("quit")
+        with contextlib.suppress(QMPError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._qmp.execute("quit"), ENDING_SECONDS)
+            await asyncio.wait_for(self._qemu.wait(), ENDING_SECONDS)
+        if self._qemu.returncode is None:
+            self._qemu.kill()
+        # Nothing below waits for ever: QEMU's ends of the sockets are closed.
         with contextlib.suppress(Exception):
             await self._qmp.disconnect()
         if self._writer:

@@ -1,4 +1,4 @@
-"""What is going on, on stderr: a line that moves on a terminal, plain lines elsewhere."""
+"""Progress on stderr, one line a step: a line that moves on a terminal, a plain one elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.status import Status
 
 _console = Console(stderr=True, highlight=False)
+_line_is_open = False
 
 
 def say(message: str) -> None:
@@ -18,7 +19,13 @@ def say(message: str) -> None:
     if _console.is_terminal:
         _console.print(message, markup=False, soft_wrap=True)
     else:
-        print(message, file=sys.stderr, flush=True)
+        _write("\n" * _line_is_open + message + "\n")
+
+
+def _write(text: str) -> None:
+    global _line_is_open
+    print(text, end="", file=sys.stderr, flush=True)
+    _line_is_open = not text.endswith("\n")
 
 
 class Step:
@@ -41,14 +48,16 @@ class Step:
 
 @contextlib.contextmanager
 def step(title: str) -> Iterator[Step]:
-    """Show `title` while the body runs, and how long it took where it was more than 2 s."""
+    """Show `title` while the body runs, then how long it took; on a terminal from 2 s on."""
     start = time.monotonic()
-    if not _console.is_terminal:
-        say(f"{title} ...")
-        yield Step(title, None)
-    else:
+    if _console.is_terminal:
         with _console.status(title) as status:
             yield Step(title, status)
-    seconds = time.monotonic() - start
-    if seconds > 2:
-        say(f"{title}: {seconds:.0f} s")
+    else:
+        _write("\n" * _line_is_open + f"{title} ...")
+        yield Step(title, None)
+    took = time.monotonic() - start
+    if _line_is_open:
+        _write(f" {took:.0f} s\n")
+    elif took > 2 or not _console.is_terminal:
+        say(f"{title} ... {took:.0f} s")

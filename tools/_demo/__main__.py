@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a device of this machine, bound to vfio-pci for the demo and given back after it; "
         "may be repeated",
     )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="the first argument: show all that apt and pip print; so does PYVFIO_VERBOSE=1",
+    )
     options = parser.parse_args(arguments)
     # To end as Ctrl-C does, with devices given back and hosts ended.
     for number in (signal.SIGTERM, signal.SIGHUP):
