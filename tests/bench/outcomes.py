@@ -2,8 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from tests.bench.conftest import Hosts
+from tools._bench.profiles import PciDevice, Profile
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def module_of(device: PciDevice) -> str:
+    """Name the module with a device's own hardware tests."""
+    return f"hwtests/devices/test_{device.name.replace('-', '_')}.py"
+
+
+def hwtest(
+    hosts: Hosts, profile: Profile, device: PciDevice, *options: str, **host: Any
+) -> dict[str, Any]:
+    """Run the hardware tests of a device on an emulated host, which must pass.
+
+    Args:
+        hosts: The fixture.
+        profile: The host.
+        device: One of its devices.
+        options: More of the command's.
+        host: Further attributes of tools._bench.hosts.Wanted.
+
+    Returns:
+        The report.
+    """
+    # The guest sees nothing of this machine but the checkout.
+    with tempfile.TemporaryDirectory(dir=CHECKOUT, prefix=".reports-") as directory:
+        path = Path(directory, device.name)
+        command = ["tools/hwtest", "--device", device.address, "--report", str(path), *options]
+        hosts.run(profile.name, shlex.join(command), **host)
+        report: dict[str, Any] = json.loads(path.read_text())
+    assert report["device"]["address"] == device.address
+    return report
 
 
 def unexpected(

@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("qemu.qmp")
 
-from tests.bench.running import run
+from tests.bench.conftest import Hosts
 from tools._bench import BenchError, Unavailable, cli, cpio, debian, kernel, machine, profiles, root
 from tools._bench.progress import step
 
@@ -32,11 +31,13 @@ X86 = profiles.X86
 
 
 def bench(*arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-    return run(
+    return subprocess.run(
         [*BENCH, *arguments],
         cwd=CHECKOUT,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         timeout=timeout,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -343,6 +344,24 @@ def test_every_profile_names_its_spare_port_and_distinct_addresses(
 # The command line
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (machine.TimeLimit("over"), cli.TIME_LIMIT_STATUS),
+        (machine.MachineDied("died"), cli.FAILED_STATUS),
+    ],
+)
+def test_exit_status_tells_a_time_limit_from_a_death(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boot(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "prepare", lambda *_, **__: options())
+    monkeypatch.setattr(machine, "boot", boot)
+    assert cli.main(["run", "x86", "--", "true"]) == status
+
+
 def test_an_unknown_profile_is_answered_with_those_there_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -385,6 +404,7 @@ exit 7
 
 
 @pytest.mark.bench
+@pytest.mark.xdist_group("bench command")
 def test_a_command_runs_on_the_emulated_host_as_the_listing_says(tmp_path: Path) -> None:
     report = CHECKOUT / f"report-{os.getpid()}"
     try:
@@ -414,22 +434,31 @@ def test_a_command_runs_on_the_emulated_host_as_the_listing_says(tmp_path: Path)
 
 
 @pytest.mark.bench
-def test_a_hung_guest_is_ended_at_the_time_limit_and_its_console_shown() -> None:
-    hang = ("--append", "loglevel=7", "--", "sleep", "3600")
-    done = bench("run", "x86", "--timeout", "20", *hang)
-    assert done.returncode == cli.TIME_LIMIT_STATUS
-    assert "time limit of 20 s" in done.stderr
-    assert re.search(r"^\[ *\d+\.\d+\] ", done.stderr, re.MULTILINE), "the kernel's messages"
+@pytest.mark.xdist_group("x86")
+def test_hung_guest_is_ended_at_the_limit_and_replaced(hosts: Hosts) -> None:
+    with pytest.raises(machine.TimeLimit, match=r"(?s)begun.*time limit of 3 s"):
+        hosts.run("x86", "echo begun; dmesg -n 7; sleep 3600", time_limit=3)
+    assert hosts.run("x86", "echo again").stdout == "again\n"
 
 
 @pytest.mark.bench
-def test_a_guest_that_panics_is_reported_at_once() -> None:
-    done = bench("run", "x86", "--", "sh", "-c", "echo c >/proc/sysrq-trigger")
-    assert done.returncode == cli.FAILED_STATUS
-    assert "Kernel panic" in done.stderr
+@pytest.mark.xdist_group("x86")
+def test_panic_is_reported_at_once_and_the_guest_replaced(hosts: Hosts) -> None:
+    with pytest.raises(machine.MachineDied, match="Kernel panic"):
+        hosts.run("x86", "echo c >/proc/sysrq-trigger")
+    assert hosts.run("x86", "echo again").stdout == "again\n"
 
 
 @pytest.mark.bench
+@pytest.mark.xdist_group("x86")
+def test_host_runs_commands_of_many_tests(hosts: Hosts) -> None:
+    first = hosts.run("x86", "echo out; echo err >&2; touch /run/mark; exit 3", status=3)
+    assert (first.stdout, first.stderr) == ("out\n", "err\n")
+    assert hosts.run("x86", "ls /run/mark").stdout == "/run/mark\n"
+
+
+@pytest.mark.bench
+@pytest.mark.xdist_group("bench command")
 def test_a_signal_ends_the_emulated_host_and_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*BENCH, "run", "x86", "--", "sh", "-c", "echo started; sleep 3600"],
@@ -448,17 +477,3 @@ def test_a_signal_ends_the_emulated_host_and_leaves_nothing(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
     assert children
     assert not any(Path("/proc", child).exists() for child in children)
-
-
-@pytest.mark.bench
-def test_qemus_trace_shows_each_access_with_its_width(tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    read = "setpci -s 0:4.0 COMMAND=2; busybox devmem $(sed -n '1s/ .*//p' "
-    read += "/sys/bus/pci/devices/0000:00:04.0/resource) 32"
-    arguments = f"-trace memory_region_ops_* -D {trace}"
-    done = bench("run", "x86", "--qemu-args", arguments, "--", "sh", "-c", read)
-    assert done.stdout == "0x010000ED\n", done.stderr
-    accesses = [line for line in trace.read_text().splitlines() if "'edu-mmio'" in line]
-    assert len(accesses) == 1
-    assert "memory_region_ops_read" in accesses[0]
-    assert "value 0x10000ed size 4" in accesses[0]

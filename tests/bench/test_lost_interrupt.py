@@ -1,4 +1,4 @@
-"""The interrupt that QEMU's d1f6af6 lost on POWER8, on an emulated POWER8 host: one boot.
+"""The interrupt that QEMU's d1f6af6 lost on POWER8, on an emulated POWER8 host.
 
 VFIO, KVM's XICS and the EEH reset through the firmware are real; only the card is emulated.
 """
@@ -6,17 +6,15 @@ VFIO, KVM's XICS and the EEH reset through the firmware are real; only the card 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bench.running import run
+from tests.bench.conftest import Hosts
 from tools._bench.profiles import POWER8
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.xdist_group("power8")]
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 CARD = next(device.address for device in POWER8.devices if device.name == "e1000e")
 
 ALONE = ["--policy", "d1f6af6"]
@@ -28,21 +26,20 @@ REPLAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def replays() -> dict[str, list[Any]]:
+@pytest.fixture
+def replays(hosts: Hosts) -> dict[str, list[Any]]:
     """What each replay said."""
-    replay = f"pyvfio irqroute replay --json --device {CARD}"
-    script = " && echo ---- && ".join(" ".join([replay, *words]) for words in REPLAYS.values())
-    kernel = "python3 -m pytest -q hwtests/test_replay.py --device " + CARD
-    result = run(
-        ["tools/bench", "run", "power8", "--", "sh", "-c", f"{script} && {kernel} >&2"],
-        cwd=CHECKOUT,
-        timeout=900,
-    )
-    print(result.stderr)  # shown when the test fails
-    assert result.returncode == 0
-    assert "passed" in result.stderr
-    return dict(zip(REPLAYS, map(json.loads, result.stdout.split("----\n")), strict=True))
+    if not _replays:
+        replay = f"pyvfio irqroute replay --json --device {CARD}"
+        script = " && echo ---- && ".join(" ".join([replay, *words]) for words in REPLAYS.values())
+        kernel = "python3 -m pytest -q hwtests/test_replay.py --device " + CARD
+        result = hosts.run("power8", f"{script} && {kernel} >&2")
+        assert "passed" in result.stderr
+        _replays.update(zip(REPLAYS, map(json.loads, result.stdout.split("----\n")), strict=True))
+    return _replays
+
+
+_replays: dict[str, list[Any]] = {}
 
 
 def lost(life: Any) -> dict[str, list[int]]:
@@ -57,7 +54,7 @@ def test_vector_0_is_lost_under_d1f6af6_alone_and_a_real_rebind_would_have_saved
     assert list(lives) == ["before", "d1f6af6", "d1f6af6-rebind", "patched", "today"]
     for name, life in lives.items():
         assert life["verdict"]["healthy"] == (name != "d1f6af6")
-        assert life["kvm"].startswith("Linux 6.")
+        assert life["kvm"].startswith("Linux ")
         assert life["vfio"] == life["kvm"]
         assert all(control["passed"] for control in life["controls"])
         assert len(life["controls"]) == 3, "a masked source is among them"

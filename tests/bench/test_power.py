@@ -1,4 +1,4 @@
-"""The same promises on emulated POWER hosts: each test is one boot.
+"""The same promises on emulated POWER hosts.
 
 Both hosts and both of Debian's page sizes are seen, each once: a second cross would take as long
 again and show nothing that these two do not.
@@ -6,20 +6,13 @@ again and show nothing that these two do not.
 
 from __future__ import annotations
 
-import json
-import shlex
-import tempfile
-from pathlib import Path
-
 import pytest
 
-from tests.bench.outcomes import unexpected
-from tests.bench.running import run
-from tools._bench.profiles import POWER8, POWER9, Profile
+from tests.bench.conftest import Hosts
+from tests.bench.outcomes import hwtest, module_of, unexpected
+from tools._bench.profiles import POWER8, POWER9, PciDevice, Profile
 
 pytestmark = pytest.mark.bench
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 # What skips there, with its reason: QEMU 7.2's POWER8 cannot import numpy, no PowerNV host has
 # I/O ports.
@@ -35,42 +28,64 @@ EEH_MAY_SKIP_ON_POWER8 = (
 )
 
 
+POWER8_64K = pytest.mark.xdist_group("power8 64k")
+POWER9_4K = pytest.mark.xdist_group("power9")
+
+
 @pytest.mark.parametrize(
-    ("profile", "kernel", "page", "eeh_may_skip"),
+    ("profile", "kernel", "page", "eeh_may_skip", "device"),
     [
-        (POWER8, ("--kernel", "64k"), 65536, EEH_MAY_SKIP_ON_POWER8),
-        (POWER9, (), 4096, EEH_MAY_SKIP),
+        *(
+            pytest.param(
+                POWER8,
+                "64k",
+                65536,
+                EEH_MAY_SKIP_ON_POWER8,
+                device,
+                marks=POWER8_64K,
+                id=f"power8 64k {device.name}",
+            )
+            for device in POWER8.devices
+        ),
+        *(
+            pytest.param(
+                POWER9,
+                None,
+                4096,
+                EEH_MAY_SKIP,
+                device,
+                marks=POWER9_4K,
+                id=f"power9 4k {device.name}",
+            )
+            for device in POWER9.devices
+        ),
     ],
-    ids=["power8 64k", "power9 4k"],
 )
-def test_the_hardware_tests_pass_on_every_device_of_the_bench(
-    profile: Profile, kernel: tuple[str, ...], page: int, eeh_may_skip: tuple[str, ...]
+def test_hardware_tests_pass_on_power(
+    hosts: Hosts,
+    profile: Profile,
+    kernel: str | None,
+    page: int,
+    eeh_may_skip: tuple[str, ...],
+    device: PciDevice,
 ) -> None:
-    # The guest sees nothing of this machine but the checkout.
-    with tempfile.TemporaryDirectory(dir=CHECKOUT, prefix=".reports-") as directory:
-        reports = Path(directory)
-        # What is the NVMe driver's own, and takes a minute, is seen on one of the two.
-        left_out = "" if page == 65536 else "--ignore=hwtests/devices/test_nvme_driver.py "
-        commands = [
-            f"tools/hwtest --device {device.address} {left_out}"
-            f"--report {shlex.quote(str(reports / device.name))}"
-            for device in profile.devices
-        ]
-        # The fence of this processor, and that it is executed.
-        commands.append("python3 -m pytest -q tests/iommu/test_barrier.py")
-        command = ("tools/bench", "run", profile.name, *kernel, "--timeout", "1200", "--")
-        result = run(
-            (*command, "sh", "-c", " && ".join(commands)),
-            cwd=CHECKOUT,
-            timeout=1800,
-        )
-        print(result.stdout, result.stderr)  # shown when the test fails
-        assert result.returncode == 0
-        for device in profile.devices:
-            report = json.loads((reports / device.name).read_text())
-            assert report["device"]["address"] == device.address
-            assert report["host"]["page_size"] == page
-            module = f"hwtests/devices/test_{device.name.replace('-', '_')}.py"
-            assert unexpected(report["tests"], module, MAY_SKIP) == []
-            assert unexpected(report["tests"], "hwtests/test_spapr.py", ()) == []
-            assert unexpected(report["tests"], "hwtests/test_eeh.py", eeh_may_skip) == []
+    # What is the NVMe driver's own, and takes a minute, is seen on one of the two.
+    options = () if page == 65536 else ("--ignore=hwtests/devices/test_nvme_driver.py",)
+    report = hwtest(hosts, profile, device, *options, kernel=kernel)
+    assert report["host"]["page_size"] == page
+    assert unexpected(report["tests"], module_of(device), MAY_SKIP) == []
+    assert unexpected(report["tests"], "hwtests/test_spapr.py", ()) == []
+    assert unexpected(report["tests"], "hwtests/test_eeh.py", eeh_may_skip) == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "kernel"),
+    [
+        pytest.param("power8", "64k", marks=POWER8_64K),
+        pytest.param("power9", None, marks=POWER9_4K),
+    ],
+)
+def test_fence_of_this_processor_is_executed(
+    hosts: Hosts, profile: str, kernel: str | None
+) -> None:
+    hosts.run(profile, "python3 -m pytest -q tests/iommu/test_barrier.py", kernel=kernel)

@@ -8,12 +8,18 @@ import pytest
 
 pytest.importorskip("rich")
 
+from tools._bench import progress
 from tools._bench.progress import say, step
 
 
+@pytest.fixture(autouse=True)
+def no_open_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_line_is_open", False)
+
+
 def test_step_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with step("Unpacking") as progress:
-        progress.update("half of it")
+    with step("Unpacking") as shown:
+        shown.update("half of it")
         assert capsys.readouterr().err == "Unpacking ..."
     assert re.fullmatch(r" \d+ s\n", capsys.readouterr().err)
 

@@ -1,4 +1,4 @@
-"""What the project promises, on an emulated x86 host with a real kernel: each test is one boot."""
+"""What the project promises, on emulated x86 hosts with a real kernel."""
 
 from __future__ import annotations
 
@@ -7,63 +7,35 @@ import json
 import random
 import re
 import shlex
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.bench import running
-from tools._bench.profiles import X86
+from tests.bench.conftest import Hosts
+from tests.bench.outcomes import hwtest, module_of
+from tools._bench.profiles import X86, PciDevice
 
 pytestmark = pytest.mark.bench
+PLAIN = pytest.mark.xdist_group("x86")
+SPECIAL = pytest.mark.xdist_group("x86 with other devices")  # each is a boot
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ADDRESSES = {device.name: device.address for device in X86.devices}
 
 
-def run(*command: str, status: int = 0) -> str:
-    """Run a command of the checkout; what it printed, without what it said of its progress."""
-    result = running.run(command, cwd=CHECKOUT, timeout=1800)
-    print(result.stdout, result.stderr)  # shown when the test fails
-    assert result.returncode == status
-    return result.stdout
-
-
-def on_bench(script: str, *options: str, status: int = 0) -> str:
-    return run(
-        "tools/bench",
-        "run",
-        "x86",
-        "--timeout",
-        "1700",
-        *options,
-        "--",
-        "sh",
-        "-c",
-        script,
-        status=status,
-    )
-
-
-def test_the_hardware_tests_pass_on_every_device_of_the_bench() -> None:
-    # The guest sees nothing of this machine but the checkout.
-    with tempfile.TemporaryDirectory(dir=CHECKOUT, prefix=".reports-") as directory:
-        reports = Path(directory)
-        commands = [
-            f"tools/hwtest --device {address} --report {shlex.quote(str(reports / name))}"
-            for name, address in ADDRESSES.items()
-        ]
-        on_bench(" && ".join(commands))
-        for name, address in ADDRESSES.items():
-            report = json.loads((reports / name).read_text())
-            assert report["device"]["address"] == address
-            # What the device really does was tested, and nothing of that left out.
-            module = f"hwtests/devices/test_{name.replace('-', '_')}"
-            known = [test for test in report["tests"] if test["test"].startswith(module)]
-            assert known
-            assert [test for test in known if test["outcome"] != "passed"] == []
-            if name != "pci-testdev":
-                check_forwarding(name, report["tests"])
+@PLAIN
+@pytest.mark.parametrize("device", X86.devices, ids=lambda device: device.name)
+def test_hardware_tests_pass_on_x86(hosts: Hosts, device: PciDevice) -> None:
+    report = hwtest(hosts, X86, device)
+    # What the device really does was tested, and nothing of that left out.
+    own = module_of(device).removesuffix(".py")
+    known = [test for test in report["tests"] if test["test"].startswith(own)]
+    assert known
+    assert [test for test in known if test["outcome"] != "passed"] == []
+    if device.name != "pci-testdev":
+        check_forwarding(device.name, report["tests"])
 
 
 def check_forwarding(name: str, tests: list[dict[str, str]]) -> None:
@@ -108,71 +80,80 @@ def several_namespaces(directory: Path, options: str = "") -> str:
     return " ".join(words)
 
 
-def test_the_hardware_tests_pass_on_devices_that_they_know_nothing_of(tmp_path: Path) -> None:
-    said = on_bench(
+@SPECIAL
+def test_hardware_tests_pass_on_unknown_devices(hosts: Hosts, tmp_path: Path) -> None:
+    said = hosts.run(
+        "x86",
         "tools/hwtest --device 0000:03:00.0 && "
         "tools/hwtest --device 0000:04:00.0 -v hwtests/test_interrupts.py "
         "hwtests/devices/test_nvme_driver.py "
         "-k 'test_interrupts or vector or namespace or says_who or every_way_of_waiting'",
-        "--qemu-args",
-        f"-device virtio-rng-pci,bus={X86.spare_port} "
+        qemu_args=f"-device virtio-rng-pci,bus={X86.spare_port} "
         # More vectors than an x86 host has for all its devices.
         + several_namespaces(tmp_path, ",msix_qsize=2048"),
-    )
+    ).stdout
     for test in ("more_vectors_than_the_host", "each_queue_has_a_vector", "each_namespace_is_a"):
         (outcome,) = (line for line in said.splitlines() if test in line)
         assert "PASSED" in outcome
 
 
-def test_binding_and_the_command_line_on_a_host_with_something_to_lose(tmp_path: Path) -> None:
+@SPECIAL
+def test_binding_and_commands_where_there_is_something_to_lose(
+    hosts: Hosts, tmp_path: Path
+) -> None:
     port = X86.spare_port
-    said = on_bench(
+    said = hosts.run(
+        "x86",
         "python3 -m pytest hwtests/host",
         # Two functions in one group: it is viable only when both are VFIO's. The namespaces are for
         # hwtests/host/test_nvme_truth.py.
-        "--qemu-args",
-        f"-device virtio-rng-pci,bus={port},addr=0.0,multifunction=on "
+        qemu_args=f"-device virtio-rng-pci,bus={port},addr=0.0,multifunction=on "
         f"-device virtio-rng-pci,bus={port},addr=0.1 " + several_namespaces(tmp_path),
-    )
+    ).stdout
     (totals,) = (line for line in said.splitlines() if re.search(r"\d+ passed", line))
     assert "skipped" not in totals
 
 
-def test_a_disk_is_copied_to_another_and_to_a_namespace_with_larger_blocks() -> None:
+@SPECIAL
+def test_disk_is_copied_to_namespaces_of_other_block_sizes(hosts: Hosts) -> None:
     with tempfile.TemporaryDirectory(prefix="pyvfio-disks-") as directory:
         first, second = Path(directory, "first"), Path(directory, "second")
         first.write_bytes(random.Random(1).randbytes(8 << 20))
         second.write_bytes(bytes(8 << 20))
         disk, other = ADDRESSES["nvme"], "0000:03:00.0"
-        said = on_bench(
+        said = hosts.run(
+            "x86",
             f"pyvfio nvme copy {other}:1 {disk} --yes --verify && "
             f"pyvfio nvme copy {disk} {other}:2 --size 8M --yes --verify && "
             f"pyvfio nvme read {other} --namespace 2 --offset 4K --size 8K | sha256sum",
-            "--qemu-args",
-            f"-drive file={first},format=raw,if=none,id=first "
+            qemu_args=f"-drive file={first},format=raw,if=none,id=first "
             f"-drive file={second},format=raw,if=none,id=second "
             f"-device nvme,id=disks,serial=disks,bus={X86.spare_port} "
             "-device nvme-ns,drive=first,bus=disks,nsid=1 -device nvme-ns,drive=second,bus=disks,"
             "nsid=2,logical_block_size=4096,physical_block_size=4096",
-        )
+        ).stdout
         data = first.read_bytes()
         assert second.read_bytes() == data
         assert hashlib.sha256(data[4096 : 3 * 4096]).hexdigest() in said
 
 
-def test_the_demo_shows_a_device_at_work_its_isolation_and_the_lost_interrupt() -> None:
-    said = run("tools/demo")
+@pytest.mark.xdist_group("demo")
+def test_demo_shows_a_device_at_work_and_the_lost_interrupt() -> None:
+    result = subprocess.run(["tools/demo"], cwd=CHECKOUT, capture_output=True, text=True)
+    print(result.stdout, result.stderr)  # shown when the test fails
+    assert result.returncode == 0
+    said = result.stdout
     for shown in ("479,001,600", "identical", "stopped by the IOMMU", "MSI-X has 65"):
         assert shown in said
     assert "How d1f6af6 loses vector 0" in said
 
 
-def test_the_replay_with_a_device_takes_it_and_gives_it_back() -> None:
+@PLAIN
+def test_replay_takes_a_device_and_gives_it_back(hosts: Hosts) -> None:
     card = ADDRESSES["e1000e"]
     driver = f"/sys/bus/pci/devices/{card}/driver"
-    said = on_bench(
-        f"pyvfio irqroute replay --device {card} --mapping routed && basename $(readlink {driver})"
-    )
+    replay = f"pyvfio irqroute replay --device {card} --mapping routed"
+    said = hosts.run("x86", f"{replay} && basename $(readlink {driver})").stdout
     assert said.count("all arrive") == 4
     assert "LOST" not in said
     assert "modelled" not in said
@@ -180,6 +161,7 @@ def test_the_replay_with_a_device_takes_it_and_gives_it_back() -> None:
     assert said.splitlines()[-1] == "e1000e"
 
 
+@SPECIAL
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -188,15 +170,14 @@ def test_the_replay_with_a_device_takes_it_and_gives_it_back() -> None:
     ],
     ids=["no IOMMU", "no interrupt remapping"],
 )
-def test_a_host_that_cannot_isolate_a_device_says_what_to_do(words: str, says: str) -> None:
+def test_host_that_cannot_isolate_says_what_to_do(hosts: Hosts, words: str, says: str) -> None:
     edu = ADDRESSES["edu"]
-    said = on_bench(
-        f"pyvfio bind {edu}; pyvfio read {edu} bar0+0 2>&1", "--append", words, status=4
-    )
-    assert says in said
+    command = f"pyvfio bind {edu}; pyvfio read {edu} bar0+0 2>&1"
+    assert says in hosts.run("x86", command, append=words, status=4).stdout
 
 
-def test_nvme_reads_are_measured_and_linux_gets_its_disk_back() -> None:
+@PLAIN
+def test_nvme_reads_are_measured_and_disk_given_back(hosts: Hosts) -> None:
     """Few of them; qemu-img and fio are not in this image, and are named as absent."""
     script = f"""
 from tools._perf import cli
@@ -206,7 +187,7 @@ nvme.ROUNDS = 2
 raise SystemExit(cli.main(["nvme", "--device", "{ADDRESSES["nvme"]}", "--json"]))
 """
     driver = f"/sys/bus/pci/devices/{ADDRESSES['nvme']}/driver"
-    printed = on_bench(f"python3 -c {shlex.quote(script)} && readlink {driver}")
+    printed = hosts.run("x86", f"python3 -c {shlex.quote(script)} && readlink {driver}").stdout
     report, linux = json.JSONDecoder().raw_decode(printed)
     assert Path(printed[linux:].strip()).name == "nvme"
     [row] = report["results"]

@@ -88,6 +88,7 @@ def select(
     key: str,
     candidates: Callable[[], Iterator[Candidate[T]]],
     build: Callable[[T, Path, Path], None],
+    choice_of: str = "",
 ) -> Path:
     """Return the entry made from the first candidate that can be had whole.
 
@@ -98,11 +99,12 @@ def select(
         candidates: Gives the origins, best first. It may raise Unavailable after the last one.
         build: Makes the entry of what `fetch` gave, in the entry's directory, which exists; its
             last argument is a directory for scratch.
+        choice_of: What the candidates were chosen for, where several choices share entries.
 
     Raises:
         BenchError: No candidate can be had; the message has each one's reason.
     """
-    record = images() / f"{name}-{key}.json"
+    record = images() / f"{name}{choice_of and '-'}{choice_of}-{key}.json"
     with locked(images() / f"{name}.lock"):
         choice = _Choice.read(record)
         if choice is None or choice.stale:

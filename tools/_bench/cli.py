@@ -1,4 +1,4 @@
-"""The command line: tools/bench list, run, shell, clean."""
+"""The command line: tools/bench list, run, shell, get, clean."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show all that apt and pip print while the bench is set up; so does PYVFIO_VERBOSE=1",
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|shell|clean")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|shell|get|clean")
     listing = verbs.add_parser(
         "list", help="the emulated hosts, their devices, kernels and QEMUs, and what is cached"
     )
@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     running.add_argument("command", nargs="+", metavar="COMMAND", help=argparse.SUPPRESS)
     verbs.add_parser("shell", parents=[booting], help="an interactive shell there")
+    verbs.add_parser(
+        "get", parents=[booting], help="download and make all that `run` needs, and boot nothing"
+    )
     return parser
 
 
@@ -222,7 +225,7 @@ def _boot(parsed: argparse.Namespace) -> int:
             f"there is no profile {parsed.profile!r}; there are: {', '.join(PROFILES)}"
         )
     words = parsed.command if parsed.verb == "run" else []
-    if not words and not sys.stdin.isatty():
+    if parsed.verb == "shell" and not sys.stdin.isatty():
         raise BenchError("a shell needs a terminal; for a single command take `tools/bench run`")
     options = prepare(
         profile,
@@ -233,8 +236,10 @@ def _boot(parsed: argparse.Namespace) -> int:
         accelerator=parsed.accel,
         qemu_arguments=parsed.qemu_args,
         kernel_arguments=parsed.append,
-        terminal=not words,
+        terminal=parsed.verb == "shell",
     )
+    if parsed.verb == "get":
+        return 0
     here = Path.cwd()
     command = machine.Command(words, here if here.is_relative_to(CHECKOUT) else CHECKOUT)
     time_limit = parsed.timeout if words else None

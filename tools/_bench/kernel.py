@@ -107,16 +107,19 @@ def get(profile: Profile, it: Wanted, suite: str | None = None) -> Kernel:
         suite: The suite to take it from, where that has the series.
     """
     sources = [__file__, cpio.__file__, *([iommufd.__file__] if it.iommufd else [])]
-    key = cache.recipe((it.series, profile.modules), map(Path, sources))
+    key = cache.recipe(profile.modules, map(Path, sources))
 
     def build(files: Sequence[Path], entry: Path, scratch: Path) -> None:
         _build(profile, it, files, entry, scratch)
 
     if it.iommufd:
         need_packages(*iommufd.PACKAGES)
-    name = f"kernel-{it.flavour}" + it.iommufd * f"-{IOMMUFD}" + (f"-{suite}-only" if suite else "")
+    name = f"kernel-{it.flavour}" + it.iommufd * f"-{IOMMUFD}"
+    choice = "-or-".join(it.series) + (f"-of-{suite}" if suite else "")
     title = f"Linux {it.series[0]} for {it.flavour}" + it.iommufd * " with iommufd"
-    return Kernel(cache.select(title, name, key, lambda: _candidates(profile, it, suite), build))
+    return Kernel(
+        cache.select(title, name, key, lambda: _candidates(profile, it, suite), build, choice)
+    )
 
 
 def _candidates(

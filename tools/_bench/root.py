@@ -128,8 +128,8 @@ def get(architecture: str, more: Sequence[str] = (), suite: str | None = None) -
             yield cache.Candidate(each, partial(_fetch, architecture, more, each))
 
     title = f"Root file system for {architecture}"
-    name = f"root-{architecture}" + (f"-{suite}-only" if suite else "")
-    return Root(cache.select(title, name, key(architecture, more), candidates, _build))
+    name, choice = f"root-{architecture}", f"of-{suite}" if suite else ""
+    return Root(cache.select(title, name, key(architecture, more), candidates, _build, choice))
 
 
 @dataclass(frozen=True)

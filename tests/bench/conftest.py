@@ -1,0 +1,68 @@
+"""Emulated hosts for the tests that are marked `bench`."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tools._bench.hosts import Bench
+
+
+class Hosts:
+    """Runs commands on emulated hosts and checks how they end."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def run(
+        self,
+        profile: str,
+        command: str | Sequence[str],
+        *,
+        status: int = 0,
+        time_limit: float = 1800,
+        **host: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host, which is booted if another or none is up.
+
+        Args:
+            profile: The host's name.
+            command: A script for its sh, or a program and its arguments.
+            status: The exit status that it must have.
+            time_limit: In seconds.
+            host: Further attributes of tools._bench.hosts.Wanted.
+        """
+        from tools._bench.hosts import Wanted
+
+        result = self.bench.run(Wanted(profile, **host), command, time_limit)
+        print(result.stdout, result.stderr)  # shown when the test fails
+        assert result.returncode == status
+        return result
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Bench]:
+    from tools._bench.hosts import Bench
+
+    with Bench() as bench:
+        yield bench
+
+
+@pytest.fixture
+def hosts(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Hosts]:
+    before = len(bench.boots)
+    yield Hosts(bench)
+    # For the summary at the end of the run.
+    for boot in bench.boots[before:]:
+        request.node.user_properties.append(("boot", (boot.wanted.profile, boot.seconds)))
+
+
+@pytest.fixture(scope="session")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where QEMU's trace of a host goes whose tests look at accesses from outside."""
+    return tmp_path_factory.mktemp("trace") / "trace"
