@@ -141,8 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     running.add_argument("command", nargs="+", metavar="COMMAND", help=argparse.SUPPRESS)
     verbs.add_parser("shell", parents=[booting], help="an interactive shell there")
-    verbs.add_parser(
+    getting = verbs.add_parser(
         "get", parents=[booting], help="download and make all that `run` needs, and boot nothing"
+    )
+    getting.add_argument(
+        "--json", action="store_true", help="print what was got, or why it could not be, as JSON"
     )
     return parser
 
@@ -156,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.verb == "list":
             print(_json() if parsed.json else _listing(), flush=True)
             return 0
+        if parsed.verb == "get":
+            return _get(parsed)
         if parsed.verb == "clean":
             say(f"{_megabytes(cache.clean(parsed.unused))} freed in {cache.directory()}")
             return 0
@@ -218,16 +223,30 @@ def _json() -> str:
     )
 
 
-def _boot(parsed: argparse.Namespace) -> int:
-    profile = PROFILES.get(parsed.profile)
-    if profile is None:
+def _get(parsed: argparse.Namespace) -> int:
+    try:
+        options = _options(_profile(parsed), parsed)
+    except BenchError as error:
+        if parsed.json:
+            print(json.dumps({"profile": parsed.profile, "error": str(error)}))
+        raise
+    if parsed.json:
+        got = {"kernel": options.kernel, "disk": options.disk, "qemu": options.emulator.directory}
+        paths = {name: path and str(path) for name, path in got.items()}
+        print(json.dumps({"profile": parsed.profile, **paths}))
+    return 0
+
+
+def _profile(parsed: argparse.Namespace) -> Profile:
+    if parsed.profile not in PROFILES:
         raise BenchError(
             f"there is no profile {parsed.profile!r}; there are: {', '.join(PROFILES)}"
         )
-    words = parsed.command if parsed.verb == "run" else []
-    if parsed.verb == "shell" and not sys.stdin.isatty():
-        raise BenchError("a shell needs a terminal; for a single command take `tools/bench run`")
-    options = prepare(
+    return PROFILES[parsed.profile]
+
+
+def _options(profile: Profile, parsed: argparse.Namespace) -> machine.Options:
+    return prepare(
         profile,
         kernel_name=parsed.kernel,
         qemu=parsed.qemu,
@@ -238,8 +257,14 @@ def _boot(parsed: argparse.Namespace) -> int:
         kernel_arguments=parsed.append,
         terminal=parsed.verb == "shell",
     )
-    if parsed.verb == "get":
-        return 0
+
+
+def _boot(parsed: argparse.Namespace) -> int:
+    profile = _profile(parsed)
+    words = parsed.command if parsed.verb == "run" else []
+    if parsed.verb == "shell" and not sys.stdin.isatty():
+        raise BenchError("a shell needs a terminal; for a single command take `tools/bench run`")
+    options = _options(profile, parsed)
     here = Path.cwd()
     command = machine.Command(words, here if here.is_relative_to(CHECKOUT) else CHECKOUT)
     time_limit = parsed.timeout if words else None
