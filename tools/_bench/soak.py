@@ -1,0 +1,79 @@
+"""Boot a host again and again with each QEMU, run a command each time, and count what went wrong.
+
+This is how the default QEMU was chosen; docs/bench.md has the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from . import BenchError, emulator, machine
+from .hosts import Bench, Wanted
+from .profiles import PROFILES
+from .progress import say
+
+# Interrupts, a reset, DMA and KVM: where QEMU 7.2 is known to have crashed.
+COMMAND = (
+    "python3 -m pytest -q -p no:cacheprovider --device 0000:02:00.0 "
+    "hwtests/test_reset.py hwtests/test_forwarding.py"
+)
+BAD_STATUS = "command failed"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit status: 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tools._bench.soak",
+        description=__doc__,
+        epilog="example:\n  python3 -m tools._bench.soak x86 --boots 100 --qemu system --qemu 11",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("profile", choices=PROFILES, metavar="PROFILE")
+    parser.add_argument("--boots", type=int, default=100, help="of each QEMU (default %(default)s)")
+    parser.add_argument("--qemu", action="append", choices=emulator.NAMES, help="again for more")
+    parser.add_argument("--command", default=COMMAND, help="for the guest's shell")
+    parser.add_argument("--json", action="store_true", help="one line for each boot")
+    options = parser.parse_args(arguments)
+    qemus = options.qemu or emulator.NAMES
+    outcomes: dict[str, Counter[str]] = {qemu: Counter() for qemu in qemus}
+    seconds: dict[str, list[float]] = {qemu: [] for qemu in qemus}
+    with Bench() as bench:
+        for number in range(options.boots):
+            # In turn, so that what else the machine does affects all of them.
+            for qemu in qemus:
+                outcome, took = _once(bench, Wanted(options.profile, qemu=qemu), options.command)
+                outcomes[qemu][outcome] += 1
+                seconds[qemu].append(took)
+                if options.json:
+                    it = {"boot": number, "qemu": qemu, "outcome": outcome, "seconds": took}
+                    print(json.dumps(it), flush=True)
+    for qemu in qemus:
+        counts = ", ".join(f"{count} {name}" for name, count in outcomes[qemu].most_common())
+        say(f"QEMU {qemu}: {counts}; median {statistics.median(seconds[qemu]):.1f} s")
+    return int(any(set(counts) != {"ok"} for counts in outcomes.values()))
+
+
+def _once(bench: Bench, wanted: Wanted, command: str) -> tuple[str, float]:
+    start = time.monotonic()
+    bench.end()
+    try:
+        done = bench.run(wanted, command, time_limit=300)
+    except BenchError as error:
+        say(str(error))
+        known = (machine.QemuCrashed, machine.BootFailed, machine.MachineDied, machine.TimeLimit)
+        kind = next((kind for kind in known if isinstance(error, kind)), BenchError)
+        return kind.__name__, time.monotonic() - start
+    if done.returncode:
+        say(done.stdout + done.stderr)
+        return BAD_STATUS, time.monotonic() - start
+    return "ok", time.monotonic() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
