@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -93,8 +95,7 @@ class Machine:
 
     @property
     def calls(self) -> list[str]:
-        calls = self.state / "calls"
-        return calls.read_text().splitlines() if calls.exists() else []
+        return read(self.state / "calls").splitlines()
 
     def mark(self, *names: str) -> None:
         """Set marks that the stand-ins look for."""
@@ -145,6 +146,11 @@ def on_terminal(
                 then(terminal)
     os.close(terminal)
     return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def read(path: Path) -> str:
+    """Return a file's text, or nothing where there is no file yet."""
+    return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture
@@ -361,6 +367,7 @@ class Root:
 
     def __init__(self, place: Path, archive: PackageArchive) -> None:
         self.root = place / "root"
+        self.cache = place / "cache"
         for directory in (
             *(
                 "etc/apt/preferences.d",
@@ -377,7 +384,7 @@ class Root:
             **os.environ,
             "APT_CONFIG": str(place / "apt.conf"),
             "DPKG_ROOT": str(self.root),
-            "PYVFIO_CACHE": str(place / "cache"),
+            "PYVFIO_CACHE": str(self.cache),
         }
         self._archive = archive
 
@@ -442,6 +449,25 @@ def test_old_lists_are_renewed(root: Root, archive: PackageArchive) -> None:
     done = root.need("other")
     assert done.returncode == 0, done.stderr
     assert root.installed["other"] == "1.1"
+
+
+@real_apt
+def test_lock_of_the_lists_is_waited_for(root: Root) -> None:
+    log = root.cache / "logs/apt.log"
+    with (root.root / "var/lib/apt/lists/lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        with subprocess.Popen(
+            ["bash", "-c", f". {BOOTSTRAP}; need_packages tool"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=root.environment,
+        ) as running:
+            while running.poll() is None and "Could not get lock" not in read(log):
+                time.sleep(0.05)
+            fcntl.lockf(lock, fcntl.LOCK_UN)
+            _, shown = running.communicate()
+    assert running.returncode == 0, shown
+    assert root.installed["tool"] == "1.0"
 
 
 @real_apt

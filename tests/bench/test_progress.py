@@ -31,8 +31,7 @@ def test_message_in_a_step_has_its_own_line(capsys: pytest.CaptureFixture[str]) 
     assert re.fullmatch(r"Fetching \.\.\.\nWaiting\nFetching \.\.\. \d+ s\n", shown)
 
 
-def test_message_after_a_failed_step_has_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_step_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OSError, match="no such file"), step("Fetching"):
         raise OSError("no such file")
-    say("error: no such file")
-    assert capsys.readouterr().err == "Fetching ...\nerror: no such file\n"
+    assert capsys.readouterr().err == "Fetching ...\n"

@@ -55,7 +55,12 @@ def step(title: str) -> Iterator[Step]:
             yield Step(title, status)
     else:
         _write("\n" * _line_is_open + f"{title} ...")
-        yield Step(title, None)
+        try:
+            yield Step(title, None)
+        except BaseException:
+            if _line_is_open:
+                _write("\n")
+            raise
     took = time.monotonic() - start
     if _line_is_open:
         _write(f" {took:.0f} s\n")

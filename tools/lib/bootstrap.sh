@@ -143,7 +143,7 @@ install_packages() {
     try_install "$scratch" "$@" && return
     # Package lists may be absent (containers), or name files that the mirror has no more. A source
     # of other software that fails does not keep Debian's lists from being fetched.
-    run_apt update || true
+    update_lists "$scratch"
     try_install "$scratch" "$@" && return
     # While a mirror takes over a point release it lacks files that its lists name. Where such a
     # version is forbidden, apt takes an older one of another suite, if there is one.
@@ -157,6 +157,16 @@ install_packages() {
         try_install "$scratch" -o Dir::Etc::preferences="$scratch/preferences" "$@" && return
     done
     return 1
+}
+
+# apt has an option to wait for dpkg's lock, and none for that of its lists, which a machine that was
+# just started often holds for its daily update.
+update_lists() {
+    local scratch=$1 until=$((SECONDS + 300))
+    while ! run_apt update 2>&1 | tee "$scratch/output"; do
+        grep -q "^E: Could not get lock" "$scratch/output" && ((SECONDS < until)) || return 0
+        sleep 2
+    done
 }
 
 try_install() {
