@@ -143,6 +143,42 @@ X86_AMD = replace(
     ),
 )
 
+# No firmware runs here: the kernel itself numbers the buses.
+ARM64 = Profile(
+    name="arm64",
+    description="Arm virt with SMMUv3 and GICv3 with ITS; the kernel runs at EL2",
+    architecture="arm64",
+    qemu="qemu-system-aarch64",
+    qemu_package="qemu-system-arm",
+    machine=(
+        *("-machine", "virt,virtualization=on,gic-version=3,iommu=smmuv3"),
+        *("-nodefaults", "-m", "3G", "-smp", "2"),
+        *("-device", "edu,addr=0x4"),
+        *("-device", "pci-testdev,addr=0x5"),
+        *("-device", "pcie-root-port,id=nvme-port,chassis=1,slot=1,addr=0x10"),
+        *("-device", "pcie-root-port,id=e1000e-port,chassis=2,slot=2,addr=0x11"),
+        *("-device", "pcie-root-port,id=spare,chassis=3,slot=3,addr=0x12"),
+        *("-drive", "file={scratch},if=none,id=scratch,format=raw,discard=unmap"),
+        *("-device", "nvme,drive=scratch,serial=pyvfio-bench,bus=nvme-port"),
+        *("-netdev", "user,id=net,restrict=on"),
+        *("-device", "e1000e,netdev=net,bus=e1000e-port,romfile="),
+    ),
+    tcg_cpu=("-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on"),
+    kvm_cpu=(),
+    channel_bus=("addr=0x1c", "addr=0x1d"),
+    kernel_package="linux-image-arm64",
+    kernel_arguments="console=ttyAMA0 quiet panic=-1",
+    modules=(
+        *("vfio-pci", "vfio-iommu-type1"),
+        *("nvme", "e1000e", "igb", "igbvf", "virtio-net", "virtio-blk", "virtio-rng"),
+        *("aer_inject", "ext4"),
+    ),
+    load=("vfio-pci", "vfio-iommu-type1"),
+    shell_tty="hvc0",
+    spare_port="spare",
+    devices=X86.devices,
+)
+
 # What the two POWER hosts share. Without -nodefaults, which would take the PHBs away; their root
 # ports are pcie.0, pcie.1 and so on, PCI domain 0 below the first. A bus is a PE, and so an IOMMU
 # group, of its own, for edu's conventional PCI as well. edu has a neighbour there because it has no
@@ -222,4 +258,4 @@ POWER9 = Profile(
     **_POWERNV | {"kernel_arguments": f"{_POWERNV['kernel_arguments']} iomem=relaxed"},
 )
 
-PROFILES = {profile.name: profile for profile in (X86, X86_AMD, POWER8, POWER9)}
+PROFILES = {profile.name: profile for profile in (X86, X86_AMD, ARM64, POWER8, POWER9)}
