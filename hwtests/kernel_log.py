@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,11 @@ class KernelLog:
             if found is not None or left <= 0:
                 return found
             select.select([self._fd], [], [], left)
+
+    def wait_for_parts(self, parts: Iterable[str], timeout: float) -> str | None:
+        """The first message that has all these parts, as :meth:`wait_for`."""
+        parts = tuple(parts)
+        return self.wait_for(lambda line: all(part in line for part in parts), timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -15,8 +15,8 @@ from pyvfio.device import Device
 from pyvfio.pci import Function
 
 _SYSFS = Path("/sys")
-# What /proc/cpuinfo calls it on x86 and on POWER.
-_PROCESSOR = ("model name", "cpu")
+# What /proc/cpuinfo has of it on x86, on POWER, and on arm64, where it has no name.
+_PROCESSOR = ("model name", "cpu", "CPU implementer", "CPU part")
 
 
 def describe_host() -> dict[str, Any]:
@@ -26,8 +26,10 @@ def describe_host() -> dict[str, Any]:
     os_release = dict(
         line.split("=", 1) for line in _read("/etc/os-release").splitlines() if "=" in line
     )
-    cpuinfo = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
-    names = [value.strip() for key, _, value in cpuinfo if key.strip() in _PROCESSOR]
+    cpuinfo: dict[str, str] = {}
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        cpuinfo.setdefault(key.strip(), value.strip())
     return {
         "pyvfio": setup["metadata"]["version"],
         "python": platform.python_version(),
@@ -39,7 +41,7 @@ def describe_host() -> dict[str, Any]:
         },
         "host": {
             "machine": platform.machine(),
-            "processor": names[0] if names else "",
+            "processor": " ".join(cpuinfo[key] for key in _PROCESSOR if key in cpuinfo),
             "processors_online": os.cpu_count(),
             "board": " ".join(
                 _read(f"/sys/class/dmi/id/{name}") for name in ("sys_vendor", "product_name")

@@ -39,9 +39,9 @@ needs_routes = pytest.mark.skipif(_POWER, reason="the routed mapping is x86's")
 def vectors(function: Function) -> int:
     """How many vectors to use: few, of those that the device has."""
     try:
-        kvm.System().close()
+        kvm.VM().close()
     except errors.Error as error:
-        pytest.skip(str(error))
+        pytest.skip(f"no VM can be had here: {error}")
     msix = function.config.msix
     if msix is None:
         pytest.skip("the device has no MSI-X")

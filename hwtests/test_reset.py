@@ -62,19 +62,21 @@ def test_sleep_and_wake(function: Function, device: Device) -> None:
             device.power_state = 3
         assert device.power_state == 0
         pytest.skip("the device has no power-management capability")
+    # An MSI-X table takes no accesses of fewer than 32 bits (PCI Express, 7.7.2): on arm64 they end
+    # the process with SIGBUS.
     for bar in device.bars.values():
-        bar.read8(bar.areas[0].offset if bar.areas else 0)
+        bar.read32(bar.areas[0].offset if bar.areas else 0)
     fall_asleep(device)
     assert device.power_state == 3
     assert function.power_state in ("D3hot", None)
     for bar in device.bars.values():
         with pytest.raises(errors.MemoryDisabled, match="sleeps in D3"):
-            bar.read8(bar.areas[0].offset if bar.areas else 0)
+            bar.read32(bar.areas[0].offset if bar.areas else 0)
     device.power_state = 0
     assert device.power_state == 0
     assert function.power_state in ("D0", None)
     for bar in device.bars.values():
-        bar.read8(bar.areas[0].offset if bar.areas else 0)
+        bar.read32(bar.areas[0].offset if bar.areas else 0)
 
 
 def test_a_reset_wakes_the_device(device: Device) -> None:

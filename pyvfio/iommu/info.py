@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pyvfio import errors
+from pyvfio._sys.memory import PAGE_SIZE
 from pyvfio.abi import vfio
 from pyvfio.iommu.iova import IovaRange
 
@@ -130,7 +131,7 @@ def parse_type1_info(answer: bytes) -> SpaceInfo:
                 if len(capability.data) < ctypes.sizeof(kind):
                     raise malformed("the number of mappings available is cut off")
                 available = kind.from_buffer_copy(capability.data).avail
-    return SpaceInfo(ranges, page_sizes, available)
+    return SpaceInfo(_without_last_page(ranges), page_sizes, available)
 
 
 def parse_spapr_info(answer: bytes) -> SpaprInfo:
@@ -158,6 +159,18 @@ def malformed(what: str) -> errors.KernelError:
     return errors.KernelError(
         errno.EPROTO, "INFO request", "vfio", f"{what}: the kernel's answer makes no sense"
     )
+
+
+def _without_last_page(ranges: tuple[IovaRange, ...]) -> tuple[IovaRange, ...]:
+    """Leave out the last page of the 64-bit address space, where an IOMMU has it (AMD-Vi).
+
+    type1 computes the end of a mapping there as 0, so that the kernel accepts
+    ``VFIO_IOMMU_MAP_DMA`` but then finds no mapping to undo: ``VFIO_IOMMU_UNMAP_DMA`` unmaps 0
+    bytes, and the pages stay pinned even after the container is closed (``vfio_find_dma()`` and
+    ``vfio_unmap_unpin()`` in drivers/vfio/vfio_iommu_type1.c, Linux 6.12).
+    """
+    last = (1 << 64) - PAGE_SIZE - 1
+    return tuple(IovaRange(start, min(end, last)) for start, end in ranges if start <= last)
 
 
 def _ranges(data: bytes) -> tuple[IovaRange, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -76,6 +77,13 @@ class FullIrqchip(Irqchip):
     first_gsi = _IOAPIC_PINS
 
     def create(self, vm: File) -> None:
+        machine = os.uname().machine
+        # arm64 has the same capability and request, for a GICv2.
+        if machine != "x86_64":
+            raise errors.Unsupported(
+                f"pyvfio has interrupt controllers for guests of x86_64 and POWER hosts, not of "
+                f"{machine}: no interrupt can be forwarded to a guest on this host"
+            )
         _require(vm, kvm.KVM_CAP_IRQCHIP, self.name)
         vm.ioctl(kvm.KVM_CREATE_IRQCHIP)
 

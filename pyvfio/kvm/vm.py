@@ -70,7 +70,8 @@ class VM(Closing):
 
         Raises:
             NoKvm, AccessDenied: there is no KVM for this process.
-            Unsupported: this kernel does not have that irqchip.
+            Unsupported: this kernel does not have that irqchip, or this host's processor is
+                neither x86 nor POWER.
             KernelError: the kernel refused.
         """
         self.irqchip = _default_irqchip() if irqchip is None else irqchip

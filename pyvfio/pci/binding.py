@@ -20,7 +20,7 @@ from pyvfio.pci.address import Address
 from pyvfio.pci.events import wait_until
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import is_vfio
-from pyvfio.pci.openable import no_iommu
+from pyvfio.pci.openable import lacks_iommu, no_iommu
 from pyvfio.pci.usage import users, vfio_holders
 from pyvfio.pci.usage.holders import Holder
 
@@ -70,9 +70,15 @@ def bind(
             _switch(function, driver, timeout, again=f"pyvfio bind {function.address}")
             _set_override(function, was.override)
             if is_vfio(driver):
+                if lacks_iommu(function):
+                    raise no_iommu(function)
                 _await_node(function, timeout)
-        except BaseException:
+        except BaseException as error:
             _give_back(function, was, timeout)
+            # vfio-pci's probe fails with EINVAL for a function that it brought into no group.
+            refused = isinstance(error, errors.BindFailed) and is_vfio(driver)
+            if refused and function.iommu_group is None:
+                raise no_iommu(function) from error
             raise
     return True
 
@@ -153,7 +159,7 @@ def _check(function: Function, driver: str, *, force: bool) -> None:
                 f"{address} is a bridge; VFIO drives only endpoints, and a bridge that stays with "
                 "pcieport does not keep its group from them"
             )
-        if function.iommu_group is None:
+        if lacks_iommu(function):
             raise no_iommu(function)
     if not force and (found := users(function)):
         raise errors.DeviceInUse(

@@ -6,7 +6,8 @@ import errno
 import os
 
 from pyvfio import errors
-from pyvfio.pci import modules
+from pyvfio._sys import sysfs
+from pyvfio.pci import modules, paths
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import IommuGroup, is_vfio
 
@@ -28,7 +29,7 @@ def check_openable(function: Function) -> IommuGroup:
     address, driver, group = function.address, function.driver, function.iommu_group
     if not function.sysfs.exists():
         Function(address)  # says so
-    if group is None or group.is_noiommu:
+    if lacks_iommu(function):
         raise no_iommu(function)
     if not is_vfio(driver):
         if not modules.is_registered("vfio-pci"):
@@ -40,6 +41,7 @@ def check_openable(function: Function) -> IommuGroup:
         raise errors.NotBound(
             f"{address} is bound to {holder}, not to vfio-pci: run `pyvfio bind {address}`"
         )
+    assert group is not None
     if not os.path.exists(group.path):
         raise errors.NoVfio(
             f"{group.path} does not exist although {address} is bound to {driver}: a container "
@@ -63,6 +65,18 @@ def check_openable(function: Function) -> IommuGroup:
             found,
         )
     return group
+
+
+def lacks_iommu(function: Function) -> bool:
+    """Tell whether no IOMMU confines a function, nor would once a driver is bound to it.
+
+    Where the firmware describes the IOMMU by device tree or IORT (arm64), Linux before 6.15 puts a
+    function into its group when a driver is probed for it the first time (bcb81ac6ae3c).
+    """
+    group = function.iommu_group
+    if group is not None:
+        return group.is_noiommu
+    return function.driver is not None or not sysfs.entries(paths.SYSFS / "class/iommu")
 
 
 def no_iommu(function: Function) -> errors.NoIommu:

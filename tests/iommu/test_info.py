@@ -16,6 +16,8 @@ from pyvfio.iommu.info import capabilities, parse_type1_info
 from .standin import type1_info
 
 U64 = st.integers(0, (1 << 64) - 1)
+# Below the largest page that a host may have: the last page is left out.
+IOVA = st.integers(0, (1 << 64) - (1 << 16) - 1)
 FIXED = ctypes.sizeof(vfio.vfio_iommu_type1_info)
 
 
@@ -27,7 +29,7 @@ def chain(*headers: tuple[int, int, int]) -> bytes:
 
 
 @given(
-    st.lists(st.tuples(U64, U64).map(lambda pair: (min(pair), max(pair))), max_size=9),
+    st.lists(st.tuples(IOVA, IOVA).map(lambda pair: (min(pair), max(pair))), max_size=9),
     U64,
     st.none() | st.integers(0, (1 << 32) - 1),
 )
@@ -38,6 +40,19 @@ def test_what_the_kernel_says_is_read_back(
     assert info.ranges == tuple(sorted(ranges))
     assert info.page_sizes == page_sizes
     assert info.mappings_available == available
+
+
+@pytest.mark.parametrize("page", [4096, 65536])
+def test_last_page_of_64_bits_is_left_out(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvfio.iommu.info.PAGE_SIZE", page)
+    highest = (1 << 64) - 1
+    answer = type1_info([(0, 0xFFFF), (1 << 32, highest)], 0x40201000, None)
+    assert parse_type1_info(answer).ranges == (
+        IovaRange(0, 0xFFFF),
+        IovaRange(1 << 32, highest - page),
+    )
+    answer = type1_info([(0, 0xFFFF), (highest + 1 - page, highest)], 0x40201000, None)
+    assert parse_type1_info(answer).ranges == (IovaRange(0, 0xFFFF),)
 
 
 @given(st.binary(max_size=200), st.booleans())

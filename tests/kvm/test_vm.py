@@ -51,6 +51,13 @@ def test_a_vm_is_closed_with_all_that_it_has(irqchip: Irqchip) -> None:
             use()
 
 
+def test_other_processors_are_declined_with_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = (*os.uname()[:4], "aarch64")
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(host))
+    with pytest.raises(errors.Unsupported, match="not of aarch64: no interrupt can be forwarded"):
+        VM()
+
+
 @pytest.mark.parametrize(
     ("irqchip", "request_", "capability"),
     [

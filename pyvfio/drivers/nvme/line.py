@@ -47,8 +47,11 @@ class Line:
         self.vector = vector
         self._diagnose = diagnose
         self.queues: list[Queue] = []
-        # One thread sleeps on the vector, the others on this until he is back.
-        self._changed = threading.Condition(threading.Lock())
+        # One thread sleeps on the vector, the others on the condition until it is back. The lock is
+        # taken by itself: Condition.__enter__ and __exit__ are Python code, in which an exception
+        # of a signal handler leaves the lock held.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._asleep = False
         self._waiting = 0
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
@@ -97,10 +100,10 @@ class Line:
                 watch.close()
 
     def _sleep(self, vector: Vector, operation: Operation, seconds: float) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting += 1
         try:
-            with self._changed:
+            with self._lock:
                 # Looked at after being counted: whoever ends an operation looks at the count after.
                 if operation.done:
                     return
@@ -115,16 +118,16 @@ class Line:
                 if not operation.done:
                     raise
             finally:
-                with self._changed:
+                with self._lock:
                     self._asleep = False
                     self._changed.notify_all()
         finally:
-            with self._changed:
+            with self._lock:
                 self._waiting -= 1
 
     def _tell(self) -> None:
         """Something was completed, perhaps for a thread that sleeps."""
-        with self._changed:
+        with self._lock:
             if self._asleep and self.vector is not None:
                 with suppress(errors.Closed):
                     self.vector._eventfd.signal()

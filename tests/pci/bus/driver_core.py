@@ -23,6 +23,7 @@ class DriverCore:
     Attributes:
         writes: each write: (file, text).
         refuse: the errno with which a driver's probe fails, by the driver's name.
+        probed: called with a function that a driver is probed for.
         interfere: called before and after each write with its number and "before" or "after".
     """
 
@@ -30,6 +31,7 @@ class DriverCore:
         self.tree = tree
         self.writes: list[tuple[str, str]] = []
         self.refuse: dict[str, int] = {}
+        self.probed: Callable[[Function], None] = lambda function: None
         self.interfere: Callable[[int, str], None] = lambda number, moment: None
         monkeypatch.setattr(calls, "pwrite", self._pwrite)
 
@@ -55,6 +57,7 @@ class DriverCore:
         function, driver = Function(text), path.parent.name
         if function.driver is not None or function.driver_override not in (None, driver):
             raise OSError(19, "No such device")
+        self.probed(function)
         if driver in self.refuse:
             raise OSError(self.refuse[driver], os.strerror(self.refuse[driver]))
         (function.sysfs / "driver").symlink_to(path.parent)

@@ -262,6 +262,42 @@ def test_no_iommu(tree: Tree, core: DriverCore) -> None:
     assert bind(ADDRESS, driver="pci-stub") is True
 
 
+def test_group_comes_with_first_probe(tree: Tree, core: DriverCore) -> None:
+    tree.device("iommu", tree.sys / "devices/smmu3")
+    function = tree.function()
+    core.probed = lambda function: tree.put_into_group(function, 3)
+    assert bind(ADDRESS) is True
+    assert state(function) == ("vfio-pci", None)
+
+
+def test_probe_that_brings_no_group_is_undone(tree: Tree, core: DriverCore) -> None:
+    tree.device("iommu", tree.sys / "devices/smmu3")
+    function = tree.function(override="e1000e")
+    core.refuse["vfio-pci"] = errno.EINVAL
+    with pytest.raises(errors.NoIommu):
+        bind(ADDRESS)
+    assert state(function) == (None, "e1000e")
+    assert records() == []
+
+
+def test_group_without_iommu_is_undone(tree: Tree, core: DriverCore) -> None:
+    tree.device("iommu", tree.sys / "devices/smmu3")
+    tree.write(tree.sys / "kernel/iommu_groups/3/name", "vfio-noiommu\n")
+    function = tree.function()
+    core.probed = lambda function: tree.put_into_group(function, 3)
+    with pytest.raises(errors.NoIommu):
+        bind(ADDRESS)
+    assert state(function) == (None, None)
+    assert records() == []
+
+
+def test_function_never_probed_is_refused_without_iommu(tree: Tree, core: DriverCore) -> None:
+    tree.function()
+    with pytest.raises(errors.NoIommu):
+        bind(ADDRESS)
+    assert core.writes == []
+
+
 def test_absent_modules(tree: Tree, core: DriverCore, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(tree.sys / "bus/pci/drivers/vfio-pci")
     tree.function(driver="e1000e", group=3)

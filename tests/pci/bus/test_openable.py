@@ -32,6 +32,13 @@ def test_no_iommu(tree: Tree) -> None:
         check_openable(tree.function(driver="e1000e"))
 
 
+def test_function_never_probed_is_not_bound(tree: Tree) -> None:
+    tree.driver("vfio-pci")
+    tree.device("iommu", tree.sys / "devices/smmu3")
+    with pytest.raises(errors.NotBound, match="no driver"):
+        check_openable(tree.function())
+
+
 def test_a_group_that_vfio_made_up_without_an_iommu_is_not_driven(tree: Tree) -> None:
     function = tree.function(driver="vfio-pci", group=3)
     tree.write(tree.sys / "kernel/iommu_groups/3/name", "vfio-noiommu\n")

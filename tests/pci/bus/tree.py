@@ -64,13 +64,18 @@ class Tree:
         (directory / "config").write_bytes(config)
         if driver is not None:
             (directory / "driver").symlink_to(self.driver(driver))
+        function = Function(address)
         if group is not None:
-            members = self.sys / "kernel/iommu_groups" / str(group) / "devices"
-            members.mkdir(parents=True, exist_ok=True)
-            (members / address).symlink_to(directory)
-            (directory / "iommu_group").symlink_to(members.parent)
-            self.write(self.dev / "vfio" / str(group), "")
-        return Function(address)
+            self.put_into_group(function, group)
+        return function
+
+    def put_into_group(self, function: Function, group: int) -> None:
+        """Put a function into a group, whose node is there."""
+        members = self.sys / "kernel/iommu_groups" / str(group) / "devices"
+        members.mkdir(parents=True, exist_ok=True)
+        (members / str(function.address)).symlink_to(function.sysfs.resolve())
+        (function.sysfs / "iommu_group").symlink_to(members.parent)
+        self.write(self.dev / "vfio" / str(group), "")
 
     def child(self, function: Function, kind: str, path: str, **attributes: str) -> Path:
         """A device of a class below a function, e.g. kind "block", path "nvme/nvme0/nvme0n1"."""

@@ -1,0 +1,184 @@
+"""An interrupt line: where the completions of one or more queues are waited for.
+
+A line with a vector sleeps until the controller interrupts. One without looks into the completion
+queues until there is something.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from pyvfio import errors
+from pyvfio.device import Vector, Watch
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from pyvfio.drivers.nvme.operation import Operation
+    from pyvfio.drivers.nvme.queue import Queue
+
+TICK = 0.5
+"""Seconds between looks at the controller's health, for whoever waits that long."""
+
+
+class Line:
+    """Where completions are waited for, by any number of threads and asyncio tasks.
+
+    Attributes:
+        vector: the interrupt; None if there is none.
+        queues: those whose completions arrive here.
+    """
+
+    def __init__(
+        self,
+        vector: Vector | None,
+        diagnose: Callable[[], Callable[[], None] | None],
+    ) -> None:
+        """
+        Args:
+            vector: the interrupt; None looks instead of sleeping.
+            diagnose: called every :data:`TICK` by whoever waits; gives what must be done to mend
+                the controller, which may take seconds.
+        """
+        self.vector = vector
+        self._diagnose = diagnose
+        self.queues: list[Queue] = []
+        # One thread sleeps on the vector, the others on this until he is back.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._asleep = False
+        self._waiting = 0
+        self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
+
+    def look(self) -> int:
+        """Ring what is to be rung, and take the completions that there are, without waiting.
+
+        Returns:
+            How many there were.
+        """
+        count = 0
+        for queue in self.queues:
+            queue.ring()
+            count += queue.reap()
+        if count and self._waiting:
+            self._tell()
+        return count
+
+    def wait(self, operation: Operation) -> None:
+        """Wait until an operation is done."""
+        tick = time.monotonic() + TICK
+        while not operation.done:
+            if self.look():
+                continue
+            left = tick - time.monotonic()
+            if left <= 0:
+                tick = time.monotonic() + TICK
+                if (mend := self._diagnose()) is not None:
+                    mend()
+            elif self.vector is not None:
+                self._sleep(self.vector, operation, left)
+
+    @contextmanager
+    def watched(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Let an event loop, the running one, take the completions meanwhile."""
+        watch = self._watches.get(loop)
+        if watch is None:
+            watch = self._watches[loop] = _Watch(self, loop)
+        watch.tasks += 1
+        try:
+            yield
+        finally:
+            watch.tasks -= 1
+            if not watch.tasks:
+                del self._watches[loop]
+                watch.close()
+
+    def _sleep(self, vector: Vector, operation: Operation, seconds: float) -> None:
+        with self._lock:
+            self._waiting += 1
+        try:
+            with self._lock:
+                # Looked at after being counted: whoever ends an operation looks at the count after.
+                if operation.done:
+                    return
+                if self._asleep:
+                    self._changed.wait(seconds)
+                    return
+                self._asleep = True
+            try:
+                vector.wait(seconds)
+            except errors.Closed:
+                # Whoever closed it has ended all operations before.
+                if not operation.done:
+                    raise
+            finally:
+                with self._lock:
+                    self._asleep = False
+                    self._changed.notify_all()
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def _tell(self) -> None:
+        """Something was completed, perhaps for a thread that sleeps."""
+        with self._lock:
+            if self._asleep and self.vector is not None:
+                with suppress(errors.Closed):
+                    self.vector._eventfd.signal()
+            self._changed.notify_all()
+
+
+class _Watch:
+    """An event loop's watch on a line, as long as tasks of it await something there.
+
+    Attributes:
+        tasks: how many.
+    """
+
+    def __init__(self, line: Line, loop: asyncio.AbstractEventLoop) -> None:
+        self.tasks = 0
+        self._line = line
+        self._loop = loop
+        self._mending: asyncio.Future[None] | None = None
+        self._vector = line.vector
+        self._watch: Watch | None = None
+        if self._vector is not None:
+            self._watch = self._vector.watch(self._interrupted)
+        else:
+            self._turn: asyncio.Handle = loop.call_soon(self._poll)
+        self._timer = loop.call_later(TICK, self._tick)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.close()
+        else:
+            self._turn.cancel()
+
+    def _interrupted(self) -> None:
+        assert self._vector is not None
+        line = self._line
+        # A thread that sleeps on the vector is woken by the event, and takes it.
+        leave = line._asleep
+        if not leave:
+            with suppress(errors.Closed):  # and all has ended: the tasks will hear of it
+                self._vector.take()
+        line.look()
+        if not leave and line._asleep:
+            line._tell()  # the event may have been meant for it
+
+    def _poll(self) -> None:
+        self._turn = self._loop.call_soon(self._poll)
+        self._line.look()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK, self._tick)
+        self._line.look()  # an interrupt may have been lost
+        if self._mending is None or self._mending.done():
+            mend = self._line._diagnose()
+            if mend is not None:
+                self._mending = self._loop.run_in_executor(None, mend)
