@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Container, Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from pyvfio import errors
-from pyvfio._sys import sysfs
-from pyvfio._sys.nodes import Node, node_at
+from pyvfio._sys.nodes import Node, new_buffer, node_at
 from pyvfio.pci import paths
 
 # Files that nearly every process has open, and that are no device's.
@@ -73,6 +71,7 @@ def snapshot(
     networks: dict[str, str] = {}
     mounts: dict[str, str] = {}
     hidden = []
+    buffer = new_buffer()
     resources = "\0" if directory is None else f"{directory}/resource"
 
     def look_at(process: str, path: str, name: str) -> None:
@@ -82,7 +81,7 @@ def snapshot(
             return
         elif name in files or name.startswith(resources):
             openers[Opener(process, None, name)] = None
-        elif nodes and (node := node_at(path)) in nodes:
+        elif nodes and (node := node_at(path, buffer)) in nodes:
             openers[Opener(process, node, name)] = None
 
     for process in _numbers(paths.PROC):
@@ -199,6 +198,7 @@ def _link(path: str) -> str | None:
 
 def _text(path: str) -> str:
     try:
-        return sysfs.read(Path(path))
-    except errors.KernelError:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall().decode(errors="replace").rstrip("\n")
+    except OSError:
         return ""
