@@ -68,6 +68,7 @@ def open(
     Raises:
         ArgumentError: the address makes no sense.
         DeviceNotFound, NotBound, NoIommu, NoVfio, GroupNotViable: the host is not set up for it.
+        Unsupported: it is a bridge.
         DeviceGone: it does not answer.
         MalformedConfig: its capabilities make no sense.
         AccessDenied, Busy, NoInterruptRemapping, OpenFilesLimit, KernelError: the kernel refused.

@@ -57,7 +57,8 @@ def users(function: Function) -> tuple[str, ...]:
       graphics, terminal...), or one of its BARs;
     - enabled SR-IOV virtual functions and mediated devices.
 
-    Only root is shown all of it.
+    Only root is shown all of it. What no process has in its table of files is not seen: descriptors
+    on their way through a socket, or registered with io_uring and closed.
     """
     with Claims(function) as claims:
         usage = look(function, claims)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyvfio import errors
-from pyvfio.pci import Function, bind, functions, paths, users
+from pyvfio.pci import Function, bind, functions, paths, unbind, users
 from pyvfio.pci.usage import Claims, look
 
 from .driver_core import DriverCore
@@ -242,6 +242,34 @@ def test_glance_at_a_device_is_not_use(function: Function, core: DriverCore) -> 
     code = f"{OPEN}\nimport threading; threading.Timer(0.3, os.close, [fd]).start()"
     with process(code, FULL):
         assert bind(ADDRESS) is True
+
+
+def test_device_of_another_driver_is_not_given_back_while_open(
+    function: Function, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As uio_pci_generic, whose nodes a driver in user space has open.
+    (function.sysfs / "driver").unlink()
+    tree.driver("uio_pci_generic")
+    DriverCore(tree, monkeypatch)
+    assert bind(ADDRESS, driver="uio_pci_generic") is True
+    with process(OPEN, FULL) as child:
+        with pytest.raises(errors.Busy, match=rf"process {child.pid} .* has /dev/full open: close"):
+            unbind(ADDRESS, timeout=0)
+        assert function.driver == "uio_pci_generic"
+    assert unbind(ADDRESS) is True
+    assert function.driver is None
+
+
+def test_long_list_of_users_is_cut_short(
+    function: Function, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.driver("vfio-pci")
+    DriverCore(tree, monkeypatch)
+    for number in range(12):
+        tree.child(function, "drm", f"drm/card0/card0-DP-{number}", enabled="enabled")
+    with pytest.raises(errors.DeviceInUse, match="card0-DP-5 .*; and 4 more. Release") as caught:
+        bind(ADDRESS)
+    assert len(caught.value.users) == 12
 
 
 def test_shared_node_of_mice_counts(tree: Tree) -> None:
