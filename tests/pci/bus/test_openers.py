@@ -265,9 +265,9 @@ def test_long_list_of_users_is_cut_short(
 ) -> None:
     tree.driver("vfio-pci")
     DriverCore(tree, monkeypatch)
-    for number in range(12):
-        tree.child(function, "drm", f"drm/card0/card0-DP-{number}", enabled="enabled")
-    with pytest.raises(errors.DeviceInUse, match="card0-DP-5 .*; and 4 more. Release") as caught:
+    for output in range(12):
+        tree.child(function, "drm", f"drm/card0/card0-DP-{output}", enabled="enabled")
+    with pytest.raises(errors.DeviceInUse, match=r"card0-DP-5 .*; and 4 more\. Release") as caught:
         bind(ADDRESS)
     assert len(caught.value.users) == 12
 
