@@ -127,7 +127,7 @@ def test_the_hardware_tests_pass_on_devices_that_they_know_nothing_of(tmp_path: 
 def test_binding_and_the_command_line_on_a_host_with_something_to_lose(tmp_path: Path) -> None:
     port = X86.spare_port
     said = on_bench(
-        "python3 -m pytest hwtests/host",
+        "python3 -m pytest hwtests/host --ignore=hwtests/host/test_users.py",
         # Two functions in one group: it is viable only when both are VFIO's. The namespaces are for
         # hwtests/host/test_nvme_truth.py.
         "--qemu-args",
@@ -136,6 +136,21 @@ def test_binding_and_the_command_line_on_a_host_with_something_to_lose(tmp_path:
     )
     (totals,) = (line for line in said.splitlines() if re.search(r"\d+ passed", line))
     assert "skipped" not in totals
+
+
+def test_users_of_a_device_are_found_and_removal_is_recognized() -> None:
+    said = on_bench(
+        "python3 -m pytest -rs hwtests/host/test_users.py",
+        # A disk with SR-IOV.
+        "--qemu-args",
+        "-device nvme-subsys,id=sriov -device nvme,serial=sriov,subsys=sriov,"
+        f"bus={X86.spare_port},sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2,"
+        "max_ioqpairs=8,msix_qsize=8",
+    )
+    assert re.search(r"\d+ passed", said)
+    skipped = [line for line in said.splitlines() if line.startswith("SKIPPED")]
+    # The image may be without the module.
+    assert [line for line in skipped if "no loop devices" not in line] == []
 
 
 def test_a_disk_is_copied_to_another_and_to_a_namespace_with_larger_blocks() -> None:

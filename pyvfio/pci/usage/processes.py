@@ -138,8 +138,8 @@ def unseen(snapshot: Snapshot) -> list[str]:
     if snapshot.hidden:
         shown = ", ".join(snapshot.hidden[:5]) + (", ..." if len(snapshot.hidden) > 5 else "")
         said.append(
-            f"{len(snapshot.hidden)} processes do not show their files ({shown}): that takes root "
-            "with CAP_SYS_PTRACE"
+            f"the files of {len(snapshot.hidden)} of the processes cannot be seen ({shown}): that "
+            "takes root with CAP_SYS_PTRACE"
         )
     if _link(f"{paths.PROC}/self/ns/pid") not in (None, _FIRST_PID_NAMESPACE):
         said.append("the processes outside of this container are not seen")
