@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("hwtests", "tests of a device through VFIO")
     group.addoption("--device", metavar="BDF", help="the device to test, e.g. 0000:01:00.0")
     group.addoption("--no-bind", action="store_true", help="only test it if vfio-pci has it")
+    group.addoption("--host-driver", metavar="NAME", help="the driver that it was taken from")
     group.addoption("--force", action="store_true", help="take it even from a host that uses it")
     group.addoption("--report", metavar="FILE", type=Path, help="write host and results, as JSON")
 
@@ -109,6 +110,9 @@ def function(pytestconfig: pytest.Config) -> Iterator[Function]:
         try:
             function = Function(pytestconfig.getoption("device"))
             report.device = machine.describe_function(function)
+            # tools/hwtest has bound it in another process.
+            if (host_driver := pytestconfig.getoption("host_driver")) is not None:
+                report.device["driver"] = host_driver or None
             if not pytestconfig.getoption("no_bind"):
                 force = pytestconfig.getoption("force")
                 stack.enter_context(bound(function.address, force=force))

@@ -82,12 +82,15 @@ def describe_function(function: Function) -> dict[str, Any]:
             "members": [f"{member.address} {member.driver}" for member in group.members],
             "reserved_regions": _read(directory / "reserved_regions").splitlines(),
         }
+    faults: list[str] = []
+    described["capabilities"] = []
     with contextlib.suppress(errors.Error):
         config = function.config
-        described["capabilities"] = [
-            {"name": capability.name, "offset": capability.offset, **capability.fields()}
-            for capability in (*config.capabilities, *config.extended_capabilities)
-        ]
+        for capability in (*config.capabilities, *config.extended_capabilities):
+            fields = capability.fields(faults)
+            named = {"name": capability.name, "offset": capability.offset, **fields}
+            described["capabilities"].append(named)
+    described["faults"] = faults
     return described
 
 

@@ -169,12 +169,19 @@ class File(Closing):
         return errors.Closed(f"{self.path} is closed (or was opened before this process forked)")
 
 
+# For these ENODEV means that there is nothing to reset (vfio_pci_core.c).
+_WITHOUT_SLOT = ("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", "VFIO_DEVICE_PCI_HOT_RESET")
+
+
 class DeviceFile(File):
     """A VFIO device's descriptor: where ENODEV means that the device has gone."""
 
     __slots__ = ()
 
     def refused(self, error: OSError, call: str) -> errors.KernelError:
+        if error.errno == errno.ENODEV and call in _WITHOUT_SLOT:
+            meaning = "no reset of a slot or bus reaches this device alone: it is on a root bus"
+            return errors.KernelError(error.errno, call, self.path, meaning)
         if error.errno == errno.ENODEV:
             return errors.DeviceGone(error.errno, call, self.path, "the device was removed")
         return super().refused(error, call)

@@ -36,6 +36,18 @@ def read_bytes(path: Path) -> bytes:
         return data
 
 
+def size(path: Path) -> int:
+    """The size that a binary attribute says it has, in bytes.
+
+    Raises:
+        KernelError: there is no such attribute.
+    """
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise refused(error, "stat", str(path)) from None
+
+
 def write(path: Path, text: str) -> None:
     """Write an attribute.
 

@@ -2,6 +2,6 @@ from __future__ import annotations
 
 import sys
 
-from pyvfio.cli.main import main
+from pyvfio.cli import main
 
 sys.exit(main())

@@ -124,4 +124,10 @@ def _region(device: Device, name: str) -> Region:
     for region in device.regions.values():
         if region.name.lower() == name:
             return region
+    hidden = device.function.resources[6].size if name == "rom" else 0
+    if hidden:
+        raise errors.RangeError(
+            f"VFIO shows no ROM of {device.address}: the device has a ROM BAR of {hidden} bytes, "
+            "and what can be read there does not begin with 55 aa, as a PCI expansion ROM does"
+        )
     raise errors.RangeError(f"{device.address} has no region {name}")

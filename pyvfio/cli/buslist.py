@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pyvfio.cli import common
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from pyvfio.pci import Function
 
 
@@ -31,26 +33,38 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         common.print_json(found)
         return
-    console = common.console()
+    common.print_wide(_table(found))
+    for entry in found:
+        if entry["removal"] is not None:
+            common.notice(entry["removal"])
+
+
+def _table(found: list[dict[str, Any]]) -> RenderableType:
+    common.require_rich()
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("address", "ids", "group", "driver", "what it is"):
         table.add_column(column, no_wrap=column != "what it is")
     for entry in found:
-        table.add_row(
+        removed = "being removed" if entry["removal"] is not None else None
+        row = (
             entry["address"],
             f"{entry['vendor_id']:04x}:{entry['device_id']:04x}",
             "-" if entry["iommu_group"] is None else str(entry["iommu_group"]),
-            entry["driver"] or "-",
+            entry["driver"] or removed or "-",
             title(entry),
-            style="green" if entry["driver"] == "vfio-pci" else None,
         )
-    console.print(table)
+        # As Text: names have brackets, which rich takes for its markup.
+        table.add_row(*map(Text, row), style="green" if entry["driver"] == "vfio-pci" else None)
+    return table
 
 
 def describe(function: Function) -> dict[str, Any]:
     """What `list` knows of a function, in JSON's types."""
+    from pyvfio.pci.usage import removal
+
     group = function.iommu_group
     return {
         "address": str(function.address),
@@ -61,6 +75,7 @@ def describe(function: Function) -> dict[str, Any]:
         "device": function.device_name,
         "class": function.class_name,
         "driver": function.driver,
+        "removal": removal.removal(function),
         "iommu_group": None if group is None else group.id,
     }
 

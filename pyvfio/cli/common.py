@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pyvfio import errors
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from pyvfio.pci import Function
+
+# Characters of a line that is never folded.
+_ENDLESS = 1 << 16
 
 
 def add_address(
@@ -120,6 +123,52 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def notice(text: str) -> None:
+    """Say something beside the command's output."""
+    print(f"pyvfio: {text}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """A text of a device or a program, in which what would steer a terminal is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def print_wide(renderable: RenderableType) -> None:
+    """Print for people on a terminal, and for programs elsewhere: no line is folded there.
+
+    Raises:
+        Unsupported: rich is not installed.
+    """
+    terminal = console()
+    if terminal.is_terminal:
+        terminal.print(renderable)
+        return
+    # Whatever COLUMNS says, which is about a terminal.
+    terminal.width = _ENDLESS
+    with terminal.capture() as capture:
+        terminal.print(renderable)
+    # Cells are filled up to the width of their column.
+    for line in capture.get().splitlines():
+        print(line.rstrip())
+
+
+def require_rich() -> None:
+    """Check that output for people can be made.
+
+    Raises:
+        Unsupported: rich is not installed; the message says how to have it.
+    """
+    try:
+        import rich.console  # noqa: F401
+    except ImportError:
+        raise errors.Unsupported(
+            "this output needs the package rich: pip install 'pyvfio[cli]', or use --json"
+        ) from None
+
+
 def console(*, width: int | None = None) -> Console:
     """The terminal.
 
@@ -129,16 +178,28 @@ def console(*, width: int | None = None) -> Console:
     Raises:
         Unsupported: rich is not installed; the message says how to have it.
     """
-    try:
-        from rich.console import Console
-    except ImportError:
-        raise errors.Unsupported(
-            "this output needs the package rich: pip install 'pyvfio[cli]', or use --json"
-        ) from None
+    require_rich()
+    from rich.console import Console
+
     console = Console(highlight=False)
     if width is not None and not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = width
     return console
+
+
+def exit_code(error: Exception) -> int:
+    """The exit status for an error; see ``pyvfio --help``."""
+    if isinstance(error, errors.ArgumentError):
+        return 2
+    if isinstance(error, errors.DeviceNotFound):
+        return 3
+    if isinstance(error, (errors.DeviceInUse, errors.Busy)):
+        return 5
+    if isinstance(error, errors.NoEeh):
+        return 6
+    if isinstance(error, (errors.HostError, errors.NoInterruptRemapping)):
+        return 4
+    return 1
 
 
 def addresses(**_: object) -> list[str]:

@@ -164,7 +164,7 @@ def _device(options: argparse.Namespace) -> Iterator[Callable[[], DevicePart]]:
     import pyvfio
 
     function = common.function(options.device)
-    with pyvfio.bound(function.address), pyvfio.open(function) as device:
+    with pyvfio.bound(function.address, notice=common.notice), pyvfio.open(function) as device:
         yield lambda: HostDevice(device)
 
 

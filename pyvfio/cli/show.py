@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio.cli import buslist, common
+from pyvfio.pci.group import is_vfio
 from pyvfio.pci.registers import plain
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         common.print_json(entry)
     else:
-        common.console().print(_tree(entry))
+        common.print_wide(_tree(entry))
 
 
 def describe(function: Function) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def describe(function: Function) -> dict[str, Any]:
     config = function.config
     group = function.iommu_group
     faults: list[str] = []
-    return {
+    entry = {
         **buslist.describe(function),
         "revision": function.revision,
         "subsystem_vendor_id": function.subsystem_vendor_id,
@@ -64,18 +65,18 @@ def describe(function: Function) -> dict[str, Any]:
         "in_the_way": [] if group is None else [str(culprit.address) for culprit in group.culprits],
         "command": plain(config.command),
         "regions": _regions(function, config, faults),
+        "bridge": None if config.bridge is None else config.bridge.fields(faults),
         "interrupts": _interrupts(config),
         "capabilities": _capabilities(config, faults),
-        "faults": faults,
     }
+    # Several lists may end at the same fault.
+    return {**entry, "faults": list(dict.fromkeys(faults))}
 
 
 def _regions(function: Function, config: ConfigSpace, faults: list[str]) -> list[dict[str, Any]]:
-    kinds = {}
-    try:
-        kinds = {bar.index: bar for bar in config.bars}
-    except errors.Error as error:
-        faults.append(str(error))
+    bars, malformed = config.try_bars()
+    faults += map(str, malformed)
+    kinds = {bar.index: bar for bar in bars}
     regions = []
     for index, resource in enumerate(function.resources[:7]):
         if not resource.size:
@@ -95,13 +96,13 @@ def _regions(function: Function, config: ConfigSpace, faults: list[str]) -> list
 
 def _interrupts(config: ConfigSpace) -> dict[str, Any]:
     interrupts: dict[str, Any] = {"INTx": _INTX[min(config.interrupt_pin, 4)]}
-    try:
-        msi, msix = config.msi, config.msix
-    except errors.Error:
-        # Not all of config space can be seen; `faults` says so.
-        return interrupts
-    interrupts["MSI"] = 0 if msi is None else msi.vectors
-    interrupts["MSI-X"] = 0 if msix is None else msix.vectors
+    for name in ("MSI", "MSI-X"):
+        try:
+            found = config.msi if name == "MSI" else config.msix
+            interrupts[name] = 0 if found is None else found.vectors
+        except errors.Error:
+            # Not all of config space can be seen, or it is malformed; `faults` says so.
+            interrupts[name] = None
     return interrupts
 
 
@@ -119,17 +120,12 @@ def _capabilities(config: ConfigSpace, faults: list[str]) -> list[dict[str, Any]
 
 
 def _capability(capability: Capability, faults: list[str]) -> dict[str, Any]:
-    try:
-        fields = capability.fields()
-    except errors.Error as error:
-        faults.append(str(error))
-        fields = {}
     return {
         "offset": capability.offset,
         "id": capability.id,
         "extended": capability.extended,
         "name": capability.name,
-        "fields": fields,
+        "fields": capability.fields(faults),
     }
 
 
@@ -139,13 +135,14 @@ def _tree(entry: dict[str, Any]) -> Tree:
 
     ids = f"{entry['vendor_id']:04x}:{entry['device_id']:04x}"
     tree = Tree(f"[bold]{entry['address']}[/]  {ids}  {escape(buslist.title(entry))}")
-    driver = entry["driver"] or "none"
-    if entry["driver"] != "vfio-pci":
-        driver += f" [dim](pyvfio bind {entry['address']} hands it to vfio-pci)[/]"
-    tree.add(f"driver {driver}")
-    if entry["iommu_group"] is None:
+    tree.add(f"driver {entry['driver'] or 'none'}{escape(_next_step(entry))}")
+    if entry["bridge"] is not None:
+        bridge = tree.add("bridge")
+        for line in _bridge(entry["bridge"]):
+            bridge.add(line)
+    if entry["iommu_group"] is None and entry["bridge"] is None:
         tree.add("[yellow]no IOMMU group: VFIO cannot drive it[/]")
-    else:
+    elif entry["iommu_group"] is not None:
         group = tree.add(f"IOMMU group {entry['iommu_group']}")
         for member in entry["group_members"]:
             text = f"{member['address']} {member['driver'] or 'no driver'}"
@@ -159,7 +156,11 @@ def _tree(entry: dict[str, Any]) -> Tree:
         words += [f"at {region['address']:#x}"] if region["address"] else []
         regions.add(" ".join(words))
     tree.add(
-        "interrupts " + ", ".join(f"{name} {value}" for name, value in entry["interrupts"].items())
+        "interrupts "
+        + ", ".join(
+            f"{name} {'unknown' if value is None else value}"
+            for name, value in entry["interrupts"].items()
+        )
     )
     tree.add(f"reset by {', '.join(entry['reset_methods']) or 'nothing'}")
     capabilities = tree.add("capabilities")
@@ -172,6 +173,35 @@ def _tree(entry: dict[str, Any]) -> Tree:
     for fault in entry["faults"]:
         tree.add(f"[yellow]{escape(fault)}[/]")
     return tree
+
+
+def _next_step(entry: dict[str, Any]) -> str:
+    """What keeps VFIO from a function, or what hands it to VFIO."""
+    if entry["removal"] is not None:
+        return f" ({entry['removal']})"
+    if entry["bridge"] is not None:
+        return " (a bridge: VFIO drives the devices below it)"
+    if entry["iommu_group"] is None or is_vfio(entry["driver"]):
+        return ""
+    return f" (pyvfio bind {entry['address']} hands it to vfio-pci)"
+
+
+def _bridge(fields: dict[str, Any]) -> Iterator[str]:
+    """A bridge's buses and windows, one line each."""
+    if {"primary_bus", "secondary_bus", "subordinate_bus"} <= fields.keys():
+        yield (
+            f"from bus {fields['primary_bus']:02x} to buses {fields['secondary_bus']:02x} to "
+            f"{fields['subordinate_bus']:02x}"
+        )
+    for name, title in (
+        ("io_window", "I/O ports"),
+        ("memory_window", "memory"),
+        ("prefetchable_window", "prefetchable memory"),
+    ):
+        window = fields.get(name)
+        yield f"{title} " + (
+            "none" if window is None else f"{window['base']:#x}-{window['last']:#x}"
+        )
 
 
 def _size(size: int) -> str:
@@ -190,4 +220,4 @@ def _value(value: Any) -> str:
         return ", ".join(map(_value, value)) or "-"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_value(item)}" for name, item in value.items())
-    return str(value)
+    return common.printable(str(value))

@@ -16,7 +16,7 @@ from pyvfio.device.irq import Irq
 from pyvfio.device.msix import Msix
 from pyvfio.device.region import Region
 from pyvfio.iommu import AddressSpace, open_space
-from pyvfio.pci import Address, Function
+from pyvfio.pci import Address, Function, check_openable
 from pyvfio.pci.config import Command, ConfigSpace
 
 _NOBODY = 0xFFFF  # what a vendor ID reads where nothing answers
@@ -68,6 +68,7 @@ def open(
     Raises:
         ArgumentError: the address makes no sense.
         DeviceNotFound, NotBound, NoIommu, NoVfio, GroupNotViable: the host is not set up for it.
+        Unsupported: it is a bridge.
         DeviceGone: it does not answer.
         MalformedConfig: its capabilities make no sense.
         AccessDenied, Busy, NoInterruptRemapping, OpenFilesLimit, KernelError: the kernel refused.
@@ -77,6 +78,8 @@ def open(
         # The kernel takes its time to open a device: Ctrl-C meanwhile must not lose the descriptor.
         with signals.held_back():
             if space is None:
+                # What the device itself lacks is said before what the host lacks.
+                check_openable(function)
                 space = stack.enter_context(open_space())
             file = space.open_device(function)
             stack.callback(space.close_device, file)

@@ -9,6 +9,7 @@ from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio._sys.closing import Closing
 from pyvfio.abi import vfio
+from pyvfio.pci.openable import denied
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,7 +51,7 @@ class Container(Closing):
             file = File.open(_PATH)
         except errors.AccessDenied as error:
             raise errors.AccessDenied.from_call(
-                error, f"become root, or let this user open it: chmod 666 {_PATH}"
+                error, denied(_PATH, error.errno or 0, "chmod 666")
             ) from None
         except errors.KernelError as error:
             if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):

@@ -13,6 +13,7 @@ from pyvfio._sys.closing import Closing
 from pyvfio.abi import vfio
 from pyvfio.iommu.container import Container
 from pyvfio.pci import paths
+from pyvfio.pci.openable import denied
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,9 +48,7 @@ class Group(Closing):
         try:
             return cls(File.open(path), id)
         except errors.AccessDenied as error:
-            raise errors.AccessDenied.from_call(
-                error, f"become root, or give the group to this user: chown USER {path}"
-            ) from None
+            raise errors.AccessDenied.from_call(error, denied(path, error.errno or 0)) from None
         except errors.KernelError as error:
             if error.errno == errno.EBUSY:
                 # Here, since it is seldom needed.

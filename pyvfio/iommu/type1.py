@@ -130,7 +130,8 @@ def _explain(error: errors.KernelError, iova: int, size: int) -> errors.KernelEr
     meaning = {
         errno.EEXIST: "something is mapped there already, not through this address space",
         errno.EINVAL: "the IOMMU cannot reach it",
-        errno.EFAULT: "the memory is not this process's, or is read-only",
+        errno.EFAULT: "the memory is not this process's, or is read-only, or is a BAR of a device "
+        "whose memory decoding is off (device.memory_decoding = True switches it on)",
     }.get(error.errno or 0, "")
     where = f"{size:#x} bytes at IOVA {iova:#x}"
     return errors.KernelError.from_call(error, f"{where}: {meaning}" if meaning else where)

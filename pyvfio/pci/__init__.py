@@ -18,7 +18,7 @@ from pyvfio.pci.function import Function, Resource, functions
 from pyvfio.pci.group import IommuGroup
 
 if TYPE_CHECKING:
-    from pyvfio.pci.binding import bind, bound, unbind
+    from pyvfio.pci.binding import bind, bound, check_bindable, unbind
     from pyvfio.pci.config import ConfigSpace
     from pyvfio.pci.openable import check_openable
     from pyvfio.pci.usage import users
@@ -31,6 +31,7 @@ __all__ = [
     "Resource",
     "bind",
     "bound",
+    "check_bindable",
     "check_openable",
     "functions",
     "unbind",
@@ -42,6 +43,7 @@ _LATER = {
     "ConfigSpace": "config",
     "bind": "binding",
     "bound": "binding",
+    "check_bindable": "binding",
     "check_openable": "openable",
     "unbind": "binding",
     "users": "usage",

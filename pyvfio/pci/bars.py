@@ -47,7 +47,22 @@ def read_bars(registers: Registers, offset: int, count: int) -> tuple[Bar, ...]:
     Raises:
         MalformedConfig: a reserved type, or the last BAR wants another one for its upper half.
     """
-    bars = []
+    bars, faults = try_bars(registers, offset, count)
+    if faults:
+        raise faults[0]
+    return bars
+
+
+def try_bars(
+    registers: Registers, offset: int, count: int
+) -> tuple[tuple[Bar, ...], tuple[MalformedConfig, ...]]:
+    """Decode BARs as :func:`read_bars` does, and leave out those that are malformed.
+
+    Returns:
+        The others, and what is wrong with these.
+    """
+    bars: list[Bar] = []
+    faults: list[MalformedConfig] = []
     index = 0
     while index < count:
         here = index
@@ -62,11 +77,13 @@ def read_bars(registers: Registers, offset: int, count: int) -> tuple[Bar, ...]:
         memory_type = low & pci.PCI_BASE_ADDRESS_MEM_TYPE_MASK
         if memory_type == pci.PCI_BASE_ADDRESS_MEM_TYPE_64:
             if index == count:
-                raise MalformedConfig(f"BAR {here} is 64-bit, but there is none after it")
+                faults.append(MalformedConfig(f"BAR {here} is 64-bit, but there is none after it"))
+                continue
             kind = BarKind.MEMORY64
             address |= registers.read(offset + 4 * index, 4) << 32
             index += 1
         elif memory_type == pci.PCI_BASE_ADDRESS_MEM_TYPE_MASK:
-            raise MalformedConfig(f"BAR {here} ({low:#010x}) has a reserved type")
+            faults.append(MalformedConfig(f"BAR {here} ({low:#010x}) has a reserved type"))
+            continue
         bars.append(Bar(here, kind, bool(low & pci.PCI_BASE_ADDRESS_MEM_PREFETCH), address))
-    return tuple(bars)
+    return tuple(bars), tuple(faults)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from pyvfio import errors
 from pyvfio._sys import signals, sysfs
@@ -21,10 +22,21 @@ from pyvfio.pci.events import wait_until
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import is_vfio
 from pyvfio.pci.openable import lacks_iommu, no_iommu
-from pyvfio.pci.usage import users, vfio_holders
+from pyvfio.pci.usage import Claims, Usage, holders_of, look, removal
 from pyvfio.pci.usage.holders import Holder
 
+T = TypeVar("T")
+
 _TIMEOUT = 10.0
+
+# Seconds that a program may have a node open before it counts: udev and others look into each disk
+# that appears, and close it at once.
+_GLANCE = 1.0
+
+# The phrases that a message has room for.
+_SHOWN = 8
+
+Notice = Callable[[str], object]
 
 
 def bind(
@@ -33,15 +45,20 @@ def bind(
     driver: str = "vfio-pci",
     force: bool = False,
     timeout: float = _TIMEOUT,
+    notice: Notice | None = None,
 ) -> bool:
     """Bind a function to a driver, by default to vfio-pci; its module is loaded if need be.
 
-    Whatever goes wrong, Ctrl-C included, the function is given back to the driver it had.
+    Whatever goes wrong, Ctrl-C included, the function is given back to the driver it had. The
+    function's disks are claimed while it is taken, so that nobody mounts one meanwhile.
 
     Args:
         driver: the kernel driver's name.
-        force: take the device even from a host that is using it.
+        force: take the device even from a host that is using it. A device whose driver would wait,
+            in the kernel and without end, for a program to close it is refused all the same.
         timeout: seconds to wait for another process that binds it, and for its group's node.
+        notice: called with each use of the device that `force` overrides, and with what could not
+            be looked at, one phrase each.
 
     Returns:
         True when it was bound now and can be given back; False when it was bound to this driver
@@ -53,38 +70,37 @@ def bind(
         NoIommu: it is in no IOMMU group.
         NoVfio: the VFIO driver cannot be loaded.
         BindFailed: the kernel refused; says why.
-        Busy: a process holds it open through VFIO, or is binding it.
+        Busy: a process holds it open through VFIO, or is binding it; or it is being removed.
         AccessDenied: only root may bind.
+        KernelError: what it was bound to cannot be written down.
+    """
+    return _bind(Function(address), driver, force, timeout, notice, [])
+
+
+def check_bindable(
+    address: Address | str, *, driver: str = "vfio-pci", force: bool = False
+) -> None:
+    """Check all that stands before binding a function; takes nothing from the host.
+
+    Raises:
+        As :func:`bind`.
     """
     function = Function(address)
-    with record.locked(function.address, timeout):
-        found = _before(function)
-        if function.driver == driver:
-            # bind() may have been killed just before it did this.
-            _set_override(function, found.override)
-            return False
-        _check(function, driver, force=force)
-        was = record.Record(record.identity(function), found.driver, found.override, driver)
-        try:
-            record.save(function, was)
-            _switch(function, driver, timeout, again=f"pyvfio bind {function.address}")
-            _set_override(function, was.override)
-            if is_vfio(driver):
-                if lacks_iommu(function):
-                    raise no_iommu(function)
-                _await_node(function, timeout)
-        except BaseException as error:
-            _give_back(function, was, timeout)
-            # vfio-pci's probe fails with EINVAL for a function that it brought into no group.
-            refused = isinstance(error, errors.BindFailed) and is_vfio(driver)
-            if refused and function.iommu_group is None:
-                raise no_iommu(function) from error
-            raise
-    return True
+
+    def check() -> None:
+        removal.refuse(function)
+        if function.driver != driver:
+            with Claims(function) as claims:
+                _check(function, driver, force, claims, None)
+
+    _exclusively(function, _TIMEOUT, check)
 
 
 def unbind(address: Address | str, *, timeout: float = _TIMEOUT) -> bool:
     """Give a function back to the driver that it had before :func:`bind`, or to none.
+
+    Ctrl-C ends the wait for other processes. Once the function leaves its driver, Ctrl-C waits
+    until it has been given back.
 
     Args:
         timeout: seconds to wait for another process that binds it or holds it open through VFIO;
@@ -96,17 +112,23 @@ def unbind(address: Address | str, *, timeout: float = _TIMEOUT) -> bool:
     Raises:
         DeviceNotFound: nothing is at that address.
         BindFailed: its driver refuses it; it can be tried again.
-        Busy: a process holds it open through VFIO, or is binding it; this process may still hold
-            a view of a BAR. It stays bound and can be given back later.
+        Busy: a process holds it open, or is binding it; this process may still hold a view of a
+            BAR. It stays bound and can be given back later. Or it is being removed.
         AccessDenied: only root may.
     """
     function = Function(address)
-    with record.locked(function.address, timeout):
+
+    def give_back() -> bool:
+        removal.refuse(function)
         was = record.load(function)
         if was is None:
             return False
-        _give_back(function, was, timeout)
-    return True
+        if function.driver == was.target:
+            _await_release(function, timeout, _unbind_command(function))
+        _give_back(function, was)
+        return True
+
+    return _exclusively(function, timeout, give_back)
 
 
 @contextlib.contextmanager
@@ -116,6 +138,7 @@ def bound(
     driver: str = "vfio-pci",
     force: bool = False,
     timeout: float = _TIMEOUT,
+    notice: Notice | None = None,
 ) -> Iterator[Function]:
     """A function bound to a driver within the context, and given back at its end.
 
@@ -123,13 +146,113 @@ def bound(
     :func:`bind`; at its end those of :func:`unbind`, chained to what failed in the block. Ctrl-C
     waits until the function is given back.
     """
-    was_bound = not bind(address, driver=driver, force=force, timeout=timeout)
+    function = Function(address)
+    taken: list[record.Record] = []
+
+    def give_back() -> None:
+        with signals.held_back():
+            if taken:
+                _once(taken, lambda: unbind(address, timeout=timeout))
+
     try:
-        yield Function(address)
+        try:
+            _bind(function, driver, force, timeout, notice, taken)
+            yield function
+        finally:
+            give_back()
     finally:
-        if not was_bound:
+        # Where Ctrl-C came just before the line above.
+        give_back()
+
+
+def _bind(
+    function: Function,
+    driver: str,
+    force: bool,
+    timeout: float,
+    notice: Notice | None,
+    taken: list[record.Record],
+) -> bool:
+    """Bind a function; `taken` gets its record before anything is changed, while it is bound."""
+
+    def take() -> bool:
+        removal.refuse(function)
+        found = _before(function)
+        if function.driver == driver:
+            # bind() may have been killed just before it did this.
+            _set_override(function, found.override)
+            return False
+        with Claims(function) as claims:
+            _check(function, driver, force, claims, notice)
+            if is_vfio(function.driver):
+                _await_release(function, timeout, f"pyvfio bind {function.address}")
+            taken.append(
+                record.Record(record.identity(function), found.driver, found.override, driver)
+            )
+            # The kernel is not told half of it.
             with signals.held_back():
-                unbind(address, timeout=timeout)
+                record.save(function, taken[0])
+                _switch(function, driver, claims)
+                _set_override(function, found.override)
+        if is_vfio(driver):
+            if lacks_iommu(function):
+                raise no_iommu(function)
+            _await_node(function, timeout)
+        return True
+
+    def take_or_give_back() -> bool:
+        try:
+            return take()
+        except BaseException as error:
+            if taken:
+                _once(taken, lambda: _give_back(function, taken[0]))
+            # vfio-pci's probe fails with EINVAL for a function that it brought into no group.
+            refused = isinstance(error, errors.BindFailed) and is_vfio(driver)
+            if refused and function.iommu_group is None:
+                raise no_iommu(function) from error
+            raise
+
+    try:
+        return _exclusively(function, timeout, take_or_give_back)
+    except BaseException:
+        # Ctrl-C came after all was done.
+        if taken:
+            with signals.held_back():
+                _exclusively(
+                    function, timeout, lambda: _once(taken, lambda: _give_back(function, taken[0]))
+                )
+        raise
+
+
+def _once(taken: list[record.Record], give_back: Callable[[], object]) -> None:
+    """Give a function back and take note of it: what was refused would be refused again."""
+    try:
+        give_back()
+    except errors.Error:
+        taken.clear()
+        raise
+    taken.clear()
+
+
+def _exclusively(function: Function, timeout: float, action: Callable[[], T]) -> T:
+    """Do something while no other process binds the function.
+
+    Args:
+        function: the function.
+        timeout: seconds to wait for another process.
+        action: what is done.
+    """
+    lock = record.Lock(function.address)
+    try:
+        try:
+            lock.acquire(timeout)
+            return action()
+        finally:
+            lock.close()
+    finally:
+        # Where Ctrl-C came just before the line above: a traceback may keep the lock's file open,
+        # and this process could not bind the function again.
+        lock.close()
 
 
 def _before(function: Function) -> record.State:
@@ -145,14 +268,15 @@ def _before(function: Function) -> record.State:
     )
 
 
-def _check(function: Function, driver: str, *, force: bool) -> None:
+def _check(
+    function: Function, driver: str, force: bool, claims: Claims, notice: Notice | None
+) -> None:
     address = function.address
     was = record.load(function)
     if was is not None and function.driver == was.target:
         raise errors.BindFailed(
             f"pyvfio has bound {address} to {was.target}: first run `pyvfio unbind {address}`"
         )
-    modules.require(driver)
     if is_vfio(driver):
         if function.is_bridge:
             raise errors.BindFailed(
@@ -161,30 +285,90 @@ def _check(function: Function, driver: str, *, force: bool) -> None:
             )
         if lacks_iommu(function):
             raise no_iommu(function)
-    if not force and (found := users(function)):
+    modules.require(driver)
+    usage = _usage(function, claims)
+    if usage.waited_for and not is_vfio(function.driver):
         raise errors.DeviceInUse(
-            f"{address} (driver {function.driver}) is in use: {'; '.join(found)}. Release it, or "
+            f"{address} cannot be taken from its driver {function.driver}, not even with --force: "
+            f"the driver would wait in the kernel, without end, until it is closed: "
+            f"{_joined(usage.waited_for)}. End that first, then `pyvfio bind {address}`",
+            usage.waited_for,
+        )
+    found = usage.uses + usage.openers
+    if found and not force:
+        raise errors.DeviceInUse(
+            f"{address} (driver {function.driver}) is in use: {_joined(found)}. Release it, or "
             f"take it regardless: `pyvfio bind --force {address}`, force=True",
             found,
         )
+    if notice is not None:
+        for use in found:
+            notice(f"taking {address} although {use}")
+        for unknown in usage.unknown:
+            notice(f"{address} may be in use all the same: {unknown}")
 
 
-def _give_back(function: Function, was: record.Record, timeout: float) -> None:
+def _usage(function: Function, claims: Claims) -> Usage:
+    """What the host uses a function for, once programs that only glance at it have closed it."""
+    usage = look(function, claims)
+
+    def settled() -> bool:
+        nonlocal usage
+        if usage.uses or not usage.openers:
+            return True
+        usage = look(function, claims)
+        return not usage.openers
+
+    wait_until(settled, _GLANCE)
+    return usage
+
+
+def _joined(phrases: tuple[str, ...]) -> str:
+    more = len(phrases) - _SHOWN
+    return "; ".join(phrases[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _give_back(function: Function, was: record.Record) -> None:
+    """Bring a function back to what it was; done to its end, whatever comes between."""
+    with signals.held_back():
+        try:
+            _restore(function, was)
+        except errors.Error:
+            raise
+        except BaseException:
+            # Not by a signal: an exception that a debugger or another thread has raised here.
+            _restore(function, was)
+            raise
+
+
+def _restore(function: Function, was: record.Record) -> None:
     override = _before(function).override
     try:
         # Any other driver is one that somebody else has bound meanwhile.
         if function.driver in (None, was.target):
-            _switch(function, was.driver, timeout, again=f"pyvfio unbind {function.address}")
+            _await_release(function, 0, _unbind_command(function))
+            _switch(function, was.driver)
     finally:
         _set_override(function, override)
     record.forget(function)
 
 
-def _switch(function: Function, driver: str | None, timeout: float, *, again: str) -> None:
+def _switch(function: Function, driver: str | None, claims: Claims | None = None) -> None:
+    """Take a function from its driver, and bind it to another one.
+
+    Args:
+        function: the function.
+        driver: the other one; None for none.
+        claims: its disks, let go as soon as it has left its driver: one that is still open would
+            keep its name from the disk that comes after it.
+    """
     if driver is not None:
         modules.require(driver)
         _set_override(function, driver)
-    _detach(function, timeout, again)
+    if function.driver is not None:
+        sysfs.write(function.sysfs / "driver/unbind", str(function.address))
+    if claims is not None:
+        claims.close()
     if driver is not None:
         _attach(function, driver)
 
@@ -195,32 +379,29 @@ def _set_override(function: Function, driver: str | None) -> None:
         sysfs.write(function.sysfs / "driver_override", f"{driver or ''}\n")
 
 
-def _detach(function: Function, timeout: float, again: str) -> None:
-    driver = function.driver
-    if driver is None:
-        return
-    # The kernel would wait, uninterruptibly, for whoever holds it open.
-    if is_vfio(driver) and (holders := _await_release(function, timeout)):
-        texts = "; ".join(holder.text for holder in holders)
-        raise errors.Busy(errno.EBUSY, "unbind", str(function.sysfs), f"{texts}, then `{again}`")
-    sysfs.write(function.sysfs / "driver/unbind", str(function.address))
-
-
-def _await_release(function: Function, timeout: float) -> tuple[Holder, ...]:
+def _await_release(function: Function, timeout: float, again: str) -> None:
     """Wait until other processes let the function go; this one has nobody to wait for.
 
-    Returns:
-        Who holds it still.
+    The kernel would wait for them without end and could not be interrupted.
+
+    Raises:
+        Busy: somebody still holds it.
     """
     holders: tuple[Holder, ...] = ()
 
     def decided() -> bool:
         nonlocal holders
-        holders = vfio_holders(function)
+        holders = holders_of(function)
         return not holders or any(holder.mine for holder in holders)
 
     wait_until(decided, timeout)
-    return holders
+    if holders:
+        texts = "; ".join(holder.text for holder in holders)
+        raise errors.Busy(errno.EBUSY, "unbind", str(function.sysfs), f"{texts}, then `{again}`")
+
+
+def _unbind_command(function: Function) -> str:
+    return f"pyvfio unbind {function.address}"
 
 
 def _attach(function: Function, driver: str) -> None:

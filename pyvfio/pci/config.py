@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, overload
 from pyvfio._sys import sysfs
 from pyvfio.abi import pci_regs as pci
 from pyvfio.errors import ArgumentError, MalformedConfig, RangeError, Unsupported
-from pyvfio.pci.bars import Bar, BarKind, read_bars
+from pyvfio.pci.bars import Bar, BarKind, read_bars, try_bars
 from pyvfio.pci.capabilities import (
     AcsCapability,
     AerCapability,
@@ -63,7 +63,7 @@ class Source(Space, Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes that can be read: 64, 128, 256 or 4096."""
+        """Bytes that can be read, at least 64."""
         ...
 
 
@@ -199,6 +199,8 @@ class ConfigSpace(Registers):
     Attributes:
         capabilities: the list in the first 256 bytes.
         extended_capabilities: the list that begins at 0x100.
+        is_whole: whether all is here that the kernel reaches of the device's config space. Of a
+            PCIe device behind a conventional bridge that is 256 bytes.
     """
 
     vendor_id = u16(pci.PCI_VENDOR_ID)
@@ -232,28 +234,32 @@ class ConfigSpace(Registers):
     rebar = _First(RebarCapability)
     acs = _First(AcsCapability)
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, is_whole: bool = True) -> None:
         super().__init__(source)
         self._source = source
+        self.is_whole = is_whole
         self.capabilities = StandardCapabilities(self)
         self.extended_capabilities = ExtendedCapabilities(self)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> ConfigSpace:
+    def from_bytes(cls, data: bytes, *, is_whole: bool = False) -> ConfigSpace:
         """A saved dump.
 
         Args:
-            data: 64 bytes (what the kernel gives to an ordinary user; 128 for CardBus), 256 or
-                4096. What is missing is never taken for absent.
+            data: 64 to 4096 bytes. The kernel gives 64 to an ordinary user (128 for CardBus), and
+                256 or 4096 to root; of some devices it reaches less, as 1536 of Netronome's NFP. A
+                dword that is not all there is left out.
+            is_whole: whether the kernel has no more of it. Otherwise what is missing is never taken
+                for absent.
 
         Raises:
             MalformedConfig: another length.
         """
-        if len(data) not in _SIZES:
+        if not pci.PCI_STD_HEADER_SIZEOF <= len(data) <= pci.PCI_CFG_SPACE_EXP_SIZE:
             raise MalformedConfig(
-                f"{len(data)} bytes are no configuration space: it has 64, 128, 256 or 4096"
+                f"{len(data)} bytes are not a configuration space, which has 64 to 4096"
             )
-        return cls(_Saved(data))
+        return cls(_Saved(data[: len(data) & ~3]), is_whole=is_whole)
 
     @classmethod
     def from_sysfs(cls, path: str | Path) -> ConfigSpace:
@@ -265,7 +271,11 @@ class ConfigSpace(Registers):
         Raises:
             KernelError: there is no such device (ENOENT), or it cannot be read.
         """
-        return cls.from_bytes(sysfs.read_bytes(Path(path) / "config"))
+        file = Path(path) / "config"
+        data = sysfs.read_bytes(file)
+        # The file has the size that the kernel reaches, whoever reads it.
+        is_whole = len(data) >= pci.PCI_CFG_SPACE_SIZE and sysfs.size(file) == len(data)
+        return cls.from_bytes(data, is_whole=is_whole)
 
     @classmethod
     def from_lspci(cls, text: str) -> ConfigSpace:
@@ -286,7 +296,7 @@ class ConfigSpace(Registers):
 
     @property
     def size(self) -> int:
-        """Bytes that are here: 64, 128, 256 or 4096."""
+        """Bytes that are here, 64 to 4096."""
         return self._source.size
 
     def read(self, offset: int, width: int) -> int:
@@ -367,7 +377,15 @@ class ConfigSpace(Registers):
         Raises:
             MalformedConfig: one has a reserved type, or lacks its upper half.
         """
-        return read_bars(self, pci.PCI_BASE_ADDRESS_0, _BAR_COUNT.get(self.header_type, 0))
+        return read_bars(self, pci.PCI_BASE_ADDRESS_0, self._bar_count)
+
+    def try_bars(self) -> tuple[tuple[Bar, ...], tuple[MalformedConfig, ...]]:
+        """The base address registers that are in use, and what is wrong with the others."""
+        return try_bars(self, pci.PCI_BASE_ADDRESS_0, self._bar_count)
+
+    @property
+    def _bar_count(self) -> int:
+        return _BAR_COUNT.get(self.header_type, 0)
 
     @derived
     def rom(self) -> Rom | None:
@@ -384,7 +402,6 @@ class ConfigSpace(Registers):
         return BridgeRegisters(self) if self.header_type == HeaderType.BRIDGE else None
 
 
-_SIZES = (64, 128, 256, 4096)
 _BAR_COUNT = {HeaderType.ENDPOINT: 6, HeaderType.BRIDGE: 2, HeaderType.CARDBUS: 1}
 _ROM_OFFSET = {
     HeaderType.ENDPOINT: pci.PCI_ROM_ADDRESS,

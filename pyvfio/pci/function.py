@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pyvfio.pci.config import ConfigSpace
     from pyvfio.pci.group import IommuGroup
 
+_VIRTUAL_FUNCTION = re.compile(r"virtfn\d+")
 _HEADER_TYPE = 0x0E  # PCI_HEADER_TYPE in linux/pci_regs.h
 
 
@@ -159,7 +161,9 @@ class Function:
     @property
     def virtual_functions(self) -> int:
         """How many SR-IOV virtual functions are enabled on it."""
-        return int(self._optional("sriov_numvfs") or 0)
+        # Reading sriov_numvfs takes the device's lock, which the kernel keeps, for as long as
+        # somebody holds the device, while it removes it.
+        return sum(bool(_VIRTUAL_FUNCTION.fullmatch(name)) for name in sysfs.entries(self.sysfs))
 
     @property
     def physical_function(self) -> Function | None:
@@ -172,13 +176,17 @@ class Function:
         """Its config space, typed."""
         from pyvfio.pci.config import ConfigSpace
 
-        return ConfigSpace.from_bytes(self.read_config())
+        try:
+            return ConfigSpace.from_sysfs(self.sysfs)
+        except errors.KernelError as error:
+            raise self._failure(error) from None
 
     def read_config(self) -> bytes:
         """Its config space as the kernel reads it from the device.
 
         Returns:
-            256 or 4096 bytes; only the first 64 for one who is not root.
+            256 or 4096 bytes, of some devices another number; only the first 64 for one who is not
+            root.
         """
         try:
             return sysfs.read_bytes(self.sysfs / "config")
@@ -219,12 +227,11 @@ class Function:
 
 def functions() -> tuple[Function, ...]:
     """Every PCI function of this host, in the order of their addresses."""
-    # Imported only here: for one known address sysfs is enough.
-    import pyudev
-
+    # Not through udev, which reads each device's uevent: some kernels take the device's lock for
+    # that, and keep it while they remove a device that somebody holds.
     found = []
-    for device in pyudev.Context().list_devices(subsystem="pci"):
+    for name in sysfs.entries(paths.SYSFS / "bus/pci/devices"):
         # One that is unplugged just now is not there.
-        with contextlib.suppress(errors.DeviceNotFound):
-            found.append(Function(device.sys_name))
+        with contextlib.suppress(errors.ArgumentError, errors.DeviceNotFound):
+            found.append(Function(name))
     return tuple(sorted(found, key=lambda function: function.address))

@@ -53,6 +53,8 @@ def _modprobe(module: str) -> str:
             capture_output=True,
             text=True,
             check=False,
+            # Ctrl-C is for this process: a device that is given back needs its driver.
+            start_new_session=True,
         )
     except FileNotFoundError:
         return "there is no modprobe on this host (package kmod)"

@@ -21,6 +21,8 @@ def check_openable(function: Function) -> IommuGroup:
     Raises:
         DeviceNotFound: it is no longer there.
         NoIommu: it is in no IOMMU group.
+        Unsupported: it is a bridge.
+        Busy: it is being removed.
         NoVfio: the VFIO driver is not loaded, or its node is missing.
         NotBound: it is not bound to a VFIO driver.
         AccessDenied: the group's node may not be opened.
@@ -29,15 +31,22 @@ def check_openable(function: Function) -> IommuGroup:
     address, driver, group = function.address, function.driver, function.iommu_group
     if not function.sysfs.exists():
         Function(address)  # says so
+    if driver is None:
+        # Here, since devices that are opened have a driver.
+        from pyvfio.pci.usage import removal
+
+        removal.refuse(function)
+    if not is_vfio(driver) and function.is_bridge:
+        raise bridge(function)
     if lacks_iommu(function):
         raise no_iommu(function)
     if not is_vfio(driver):
+        holder = f"the driver {driver}" if driver else "no driver"
         if not modules.is_registered("vfio-pci"):
             raise errors.NoVfio(
-                f"the vfio-pci driver is not loaded: `pyvfio bind {address}` loads it and binds "
-                "the device to it"
+                f"{address} is bound to {holder}, not to vfio-pci, which is not loaded: "
+                f"`pyvfio bind {address}` loads it and binds the device to it"
             )
-        holder = f"the driver {driver}" if driver else "no driver"
         raise errors.NotBound(
             f"{address} is bound to {holder}, not to vfio-pci: run `pyvfio bind {address}`"
         )
@@ -48,12 +57,9 @@ def check_openable(function: Function) -> IommuGroup:
             "must be given the node (docker: --device), elsewhere devtmpfs or udevd makes it"
         )
     if not os.access(group.path, os.R_OK | os.W_OK):
-        raise errors.AccessDenied(
-            errno.EACCES,
-            "open",
-            group.path,
-            f"run as root, or let a user have the group: chown USER {group.path}",
-        )
+        # access(2) as Python has it does not tell which; root has the rights of every file.
+        number = errno.EACCES if os.geteuid() else errno.EPERM
+        raise errors.AccessDenied(number, "open", group.path, denied(group.path, number))
     if culprits := group.culprits:
         # A culprit may have been given back since.
         found = [(str(member.address), member.driver or "none") for member in culprits]
@@ -77,6 +83,37 @@ def lacks_iommu(function: Function) -> bool:
     if group is not None:
         return group.is_noiommu
     return function.driver is not None or not sysfs.entries(paths.SYSFS / "class/iommu")
+
+
+def denied(path: str, number: int, command: str = "chown USER") -> str:
+    """What to do where this process may not open a node of VFIO.
+
+    Args:
+        path: the node.
+        number: EACCES or EPERM.
+        command: lets a user have the node.
+    """
+    if number == errno.EACCES and os.geteuid():
+        return f"run as root, or let a user have it: {command} {path}"
+    return (
+        f"in a container its device cgroup must allow the node (docker and podman: --device {path};"
+        " Kubernetes: a device plugin), and root without the capability CAP_DAC_OVERRIDE must own "
+        f"it: {command} {path}. Elsewhere a security module (SELinux, AppArmor) forbids it"
+    )
+
+
+def bridge(function: Function) -> errors.Unsupported:
+    """The error for a bridge; names the devices below it."""
+    below = [
+        name
+        for name in sysfs.entries(function.sysfs)
+        if (paths.SYSFS / "bus/pci/devices" / name).exists()
+    ]
+    devices = f": {', '.join(below)}" if below else "; there is none now"
+    return errors.Unsupported(
+        f"{function.address} is a bridge, which VFIO does not drive: name a device below it"
+        f"{devices}"
+    )
 
 
 def no_iommu(function: Function) -> errors.NoIommu:

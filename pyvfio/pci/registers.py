@@ -22,6 +22,8 @@ from typing import (
     overload,
 )
 
+from pyvfio import errors
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -67,14 +69,25 @@ class Registers:
         """Write one register; arguments as for :meth:`read`."""
         self._space.write(self.offset + offset, width, value)
 
-    def fields(self) -> dict[str, Plain]:
-        """Every declared field and its value now, as JSON's types, in the order declared."""
-        return {
-            name: plain(getattr(self, name))
-            for declaring in reversed(type(self).__mro__)
-            for name, attribute in vars(declaring).items()
-            if isinstance(attribute, Listed)
-        }
+    def fields(self, faults: list[str] | None = None) -> dict[str, Plain]:
+        """Every declared field and its value now, as JSON's types, in the order declared.
+
+        Args:
+            faults: takes what is wrong with a field that cannot be read, which is then left out;
+                None raises it.
+        """
+        found: dict[str, Plain] = {}
+        for declaring in reversed(type(self).__mro__):
+            for name, attribute in vars(declaring).items():
+                if not isinstance(attribute, Listed):
+                    continue
+                try:
+                    found[name] = plain(getattr(self, name), faults)
+                except errors.Error as error:
+                    if faults is None:
+                        raise
+                    faults.append(f"{name}: {error}")
+        return found
 
 
 class Listed(Generic[T]):
@@ -162,8 +175,13 @@ class Choice(enum.IntEnum):
         return self.name.lower().replace("_", " ")
 
 
-def plain(value: object) -> Plain:
-    """A field's value in JSON's types: flags as a list of names, choices as text."""
+def plain(value: object, faults: list[str] | None = None) -> Plain:
+    """A field's value in JSON's types: flags as a list of names, choices as text.
+
+    Args:
+        value: the value.
+        faults: as for :meth:`Registers.fields`.
+    """
     if isinstance(value, enum.Flag):
         named = [flag for flag in type(value) if flag in value]
         rest = int(value.value) & ~sum(flag.value for flag in named)
@@ -171,13 +189,14 @@ def plain(value: object) -> Plain:
     if isinstance(value, enum.Enum):
         return str(value)
     if isinstance(value, Registers):
-        return value.fields()
+        return value.fields(faults)
     if dataclasses.is_dataclass(value):
         return {
-            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            field.name: plain(getattr(value, field.name), faults)
+            for field in dataclasses.fields(value)
         }
     if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
+        return [plain(item, faults) for item in value]
     if isinstance(value, bytes):
         return value.hex(" ")
     if value is None or isinstance(value, (bool, int, float, str)):

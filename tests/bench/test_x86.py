@@ -104,7 +104,7 @@ def test_binding_and_commands_where_there_is_something_to_lose(
     port = X86.spare_port
     said = hosts.run(
         "x86",
-        "python3 -m pytest hwtests/host",
+        "python3 -m pytest hwtests/host --ignore=hwtests/host/test_users.py",
         # Two functions in one group: it is viable only when both are VFIO's. The namespaces are for
         # hwtests/host/test_nvme_truth.py.
         qemu_args=f"-device virtio-rng-pci,bus={port},addr=0.0,multifunction=on "
@@ -112,6 +112,20 @@ def test_binding_and_commands_where_there_is_something_to_lose(
     ).stdout
     (totals,) = (line for line in said.splitlines() if re.search(r"\d+ passed", line))
     assert "skipped" not in totals
+
+
+@SPECIAL
+def test_users_of_a_device_are_found_and_removal_recognized(hosts: Hosts) -> None:
+    said = hosts.run(
+        "x86",
+        "python3 -m pytest -rs hwtests/host/test_users.py",
+        # A disk with SR-IOV.
+        qemu_args="-device nvme-subsys,id=sriov -device nvme,serial=sriov,subsys=sriov,"
+        f"bus={X86.spare_port},sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2,"
+        "max_ioqpairs=8,msix_qsize=8",
+    ).stdout
+    assert re.search(r"\d+ passed", said)
+    assert "SKIPPED" not in said
 
 
 @SPECIAL

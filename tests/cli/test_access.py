@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
+from pyvfio.cli import access
 from pyvfio.cli.access import Access
+from pyvfio.pci import Resource
 
 
 @given(
@@ -40,3 +42,17 @@ def test_nonsense_is_refused_with_an_example(text: str) -> None:
 def test_a_count_does_not_go_with_writing() -> None:
     with pytest.raises(errors.ArgumentError, match="reading only"):
         Access.parse("bar0+0x0x2=1")
+
+
+@pytest.mark.parametrize(("size", "says"), [(0, "has no region rom"), (65536, "begin with 55 aa")])
+def test_missing_rom_says_why(size: int, says: str) -> None:
+    class Function:
+        resources = (Resource(0, 0, 0),) * 6 + (Resource(0, max(size - 1, 0), 0),)
+
+    class Device:
+        address = "0000:01:00.0"
+        function = Function()
+        regions: dict[int, object] = {}
+
+    with pytest.raises(errors.RangeError, match=says):
+        access._region(Device(), "rom")  # type: ignore[arg-type]

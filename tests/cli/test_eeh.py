@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from pyvfio import eeh, pci
-from pyvfio.cli import common
+from pyvfio.cli import common, main
 from pyvfio.cli.eeh import holding
-from pyvfio.cli.main import main
 from pyvfio.eeh import debugfs, drilling
 from pyvfio.pci import Function
 from tests.eeh.standin import SysfsPe

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
-from pyvfio.cli.main import main
+from pyvfio.cli import main
 from pyvfio.cli.nvme import bench, contents, pipe, show, sizes
 from pyvfio.cli.nvme.copy import Place
 from pyvfio.cli.nvme.ends import FileEnd, HexEnd, Started

@@ -71,3 +71,109 @@ def test_a_malformed_bar_is_a_fault_and_the_rest_is_shown(
         entry = json.loads(shown)
         assert entry["command"] == ["memory", "master"]
         assert entry["regions"][0]["size"] == 4096
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    show.run(argparse.Namespace(address=ADDRESS, json=False))
+    return capsys.readouterr().out
+
+
+def with_config(function: Function, *parts: tuple[int, bytes], size: int = 256) -> Function:
+    """Config space of that size, with what is there at some offsets."""
+    config = bytearray(size)
+    config[0x04:0x08] = bytes.fromhex("06001000")
+    for offset, data in parts:
+        config[offset : offset + len(data)] = data
+    (function.sysfs / "config").write_bytes(config)
+    return function
+
+
+def test_malformed_bar_takes_no_other_with_it(tree: Tree) -> None:
+    function = endpoint(tree, 0)
+    lines = ["0xfe000000 0xfe000fff 0x40200", *["0x0 0x0 0x0"] * 2, "0xfd000000 0xfd0fffff 0x40200"]
+    (function.sysfs / "resource").write_text("\n".join(lines + ["0x0 0x0 0x0"] * 3))
+    with_config(function, (0x10, bytes.fromhex("060000fe")), (0x1C, bytes.fromhex("080000fd")))
+    entry = show.describe(function)
+    assert entry["faults"] == ["BAR 0 (0xfe000006) has a reserved type"]
+    kinds = [(region["name"], region["kind"]) for region in entry["regions"]]
+    assert kinds == [("BAR0", None), ("BAR3", "memory32")]
+
+
+def test_malformed_field_takes_no_other_with_it(tree: Tree) -> None:
+    # MSI-X at the end of its list's space: its first register is there, its table is not.
+    function = with_config(endpoint(tree, 0), (0x34, b"\xfc"), (0xFC, b"\x11\x00\x07\x80"))
+    entry = show.describe(function)
+    (capability,) = entry["capabilities"]
+    assert capability["fields"] == {"enabled": True, "masked": False, "vectors": 8}
+    assert [fault.partition(":")[0] for fault in entry["faults"]] == [
+        *("table_bar", "table_offset", "pba_bar", "pba_offset"),
+    ]
+
+
+def test_config_space_of_1536_bytes_is_shown(
+    tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As the kernel reaches of a Netronome NFP: PCIe, then two extended capabilities, of which the
+    # second points beyond what is there.
+    function = with_config(
+        endpoint(tree, 0),
+        (0x34, b"\x40"),
+        (0x40, b"\x10\x00\x02\x00"),
+        (0x100, (0x3 | 1 << 16 | 0x200 << 20).to_bytes(4, "little")),
+        (0x200, (0xB | 1 << 16 | 0x700 << 20).to_bytes(4, "little")),
+        size=1536,
+    )
+    assert function.config.size == 1536
+    assert function.config.dsn is not None
+    text = shown(capsys)
+    assert "[0x100] Device Serial Number" in text
+    assert "[0x200] Vendor-Specific" in text
+    assert "points to 0x700, and only 1536 bytes of config space are here" in text
+
+
+def test_pcie_device_of_256_bytes_has_no_extended_capabilities(
+    tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Behind a conventional bridge: the kernel reaches no more.
+    function = with_config(endpoint(tree, 0), (0x34, b"\x40"), (0x40, b"\x10\x00\x02\x00"))
+    config = function.config
+    assert (config.aer, config.sriov, config.ari, config.dsn, config.acs, config.rebar) == (
+        (None,) * 6
+    )
+    assert "lspci" not in shown(capsys)
+
+
+def test_bridge_shows_buses_and_windows(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    function = endpoint(tree, 0, driver="pcieport")
+    with_config(
+        function,
+        (0x0E, b"\1"),
+        (0x18, bytes([0, 1, 2])),
+        (0x1C, bytes.fromhex("1010")),
+        (0x20, bytes.fromhex("00fe10fe")),
+        (0x24, bytes.fromhex("f0ff0000")),
+    )
+    text = shown(capsys)
+    assert "from bus 00 to buses 01 to 02" in text
+    assert "memory 0xfe000000-0xfe1fffff" in text
+    assert "prefetchable memory none" in text
+    assert "a bridge: VFIO drives the devices below it" in text
+    assert "pyvfio bind" not in text
+    assert show.describe(function)["bridge"]["secondary_bus"] == 1
+
+
+def test_bind_is_not_offered_without_a_group(
+    tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (endpoint(tree, 0).sysfs / "iommu_group").unlink()
+    text = shown(capsys)
+    assert "no IOMMU group" in text
+    assert "pyvfio bind" not in text
+
+
+def test_unreadable_interrupts_are_unknown(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    # What an ordinary user is given.
+    function = endpoint(tree, 0)
+    with_config(function, (0x34, b"\x40"), size=64)
+    assert "MSI unknown, MSI-X unknown" in shown(capsys)
+    assert len(show.describe(function)["faults"]) == 1

@@ -189,7 +189,7 @@ def test_a_dump_cannot_be_written() -> None:
         dump("nvme").write(4, 2, 0)
 
 
-@pytest.mark.parametrize("size", [0, 1, 63, 65, 255, 257, 4095, 4097])
+@pytest.mark.parametrize("size", [0, 1, 63, 4097])
 def test_a_dump_of_an_impossible_length(size: int) -> None:
     with pytest.raises(errors.MalformedConfig, match=f"^{size} bytes"):
         ConfigSpace.from_bytes(bytes(size))

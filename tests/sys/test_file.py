@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyvfio import errors
-from pyvfio._sys import EventFd, File, calls, sysfs
+from pyvfio._sys import DeviceFile, EventFd, File, calls, sysfs
 from pyvfio.abi import vfio
 
 
@@ -34,6 +34,23 @@ def test_a_permission_error_is_also_pythons(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(PermissionError) as caught:
         File.open("/dev/vfio/0")
     assert isinstance(caught.value, errors.AccessDenied)
+
+
+def test_hot_reset_without_a_slot_is_no_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENODEV, "")
+
+    monkeypatch.setattr(calls, "ioctl", refuse)
+    with DeviceFile(os.memfd_create("a"), "0000:00:04.0") as file:
+        for request in (
+            vfio.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
+            vfio.VFIO_DEVICE_PCI_HOT_RESET,
+        ):
+            with pytest.raises(errors.KernelError, match="no reset of a slot or bus") as caught:
+                file.ioctl(request, bytearray(12))
+            assert not isinstance(caught.value, errors.DeviceGone)
+        with pytest.raises(errors.DeviceGone):
+            file.ioctl(vfio.VFIO_DEVICE_RESET)
 
 
 def test_errors_survive_pickling_with_all_they_say() -> None:

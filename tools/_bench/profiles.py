@@ -109,7 +109,7 @@ X86 = Profile(
     modules=(
         *("vfio-pci", "vfio-iommu-type1", "kvm-amd", "kvm-intel"),
         *("nvme", "e1000e", "igb", "igbvf", "virtio-net", "virtio-blk", "virtio-rng"),
-        *("aer_inject", "ext4"),
+        *("aer_inject", "ext4", "loop"),
     ),
     load=("vfio-pci", "vfio-iommu-type1", "kvm-amd"),
     shell_tty="hvc0",
@@ -170,7 +170,7 @@ ARM64 = Profile(
     modules=(
         *("vfio-pci", "vfio-iommu-type1"),
         *("nvme", "e1000e", "igb", "igbvf", "virtio-net", "virtio-blk", "virtio-rng"),
-        *("aer_inject", "ext4"),
+        *("aer_inject", "ext4", "loop"),
     ),
     load=("vfio-pci", "vfio-iommu-type1"),
     shell_tty="hvc0",

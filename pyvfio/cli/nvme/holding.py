@@ -71,7 +71,7 @@ def opened(
     common.say_if_frozen(function)
     with (
         common.ended_as_by_ctrl_c(),
-        pyvfio.bound(function.address),
+        pyvfio.bound(function.address, notice=common.notice),
         pyvfio.open(function) as device,
     ):
         if memory is not None:

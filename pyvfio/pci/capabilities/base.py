@@ -225,7 +225,7 @@ class StandardCapabilities(CapabilityList[StandardCapability]):
                     f"the capability pointer at {pointer_at:#x} points into the header, at "
                     f"{offset:#x}"
                 )
-            if config.size < pci.PCI_CFG_SPACE_SIZE:
+            if offset + pci.PCI_CAP_SIZEOF > config.size:
                 raise MalformedConfig(
                     f"only {config.size} bytes of config space are here, and the capabilities are "
                     "not among them; the kernel gives them to root only"
@@ -249,7 +249,7 @@ class ExtendedCapabilities(CapabilityList[ExtendedCapability]):
         config = self._config
         config.check_alive()
         if config.size <= pci.PCI_CFG_SPACE_SIZE:
-            if config.pcie is not None:
+            if config.pcie is not None and not config.is_whole:
                 raise MalformedConfig(
                     f"only {config.size} bytes of config space are here, and the extended "
                     "capabilities are not among them; save all 4096 as root (lspci -xxxx), on a "
@@ -271,10 +271,15 @@ class ExtendedCapabilities(CapabilityList[ExtendedCapability]):
             before, offset = offset, header >> 20 & 0xFFC
             if offset == 0:
                 return
-            if not pci.PCI_CFG_SPACE_SIZE <= offset <= config.size - 4:
+            if offset < pci.PCI_CFG_SPACE_SIZE:
                 raise MalformedConfig(
                     f"the extended capability at {before:#x} points outside of extended config "
                     f"space, to {offset:#x}"
+                )
+            if offset + 4 > config.size:
+                raise MalformedConfig(
+                    f"the extended capability at {before:#x} points to {offset:#x}, and only "
+                    f"{config.size} bytes of config space are here"
                 )
 
     def _end(self) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from pyvfio import errors
 from pyvfio._sys import File, sysfs
+from pyvfio._sys.nodes import node_at
 from pyvfio.pci import paths
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import is_vfio
+from pyvfio.pci.usage.processes import describe, printable, snapshot
+
+_DEVICE_FILE = "anon_inode:[vfio-device]"
 
 
 class Holder(NamedTuple):
@@ -37,7 +41,7 @@ def vfio_holders(function: Function) -> tuple[Holder, ...]:
         return ()
     devices = sysfs.entries(function.sysfs / "vfio-dev")
     nodes = {group.path, *(str(paths.DEV / "vfio/devices" / name) for name in devices)}
-    if found := tuple(_openers(nodes)):
+    if found := tuple(openers(nodes)):
         return found
     try:
         File.open(group.path).close()
@@ -50,49 +54,45 @@ def vfio_holders(function: Function) -> tuple[Holder, ...]:
 def of_node(node: str) -> tuple[Holder, ...]:
     """Who holds a group's node that is busy, as far as it can be seen."""
     return (
-        tuple(_openers({node}))
-        or tuple(_viewers())
+        tuple(openers({node}))
+        or tuple(_of_devices())
         or (Holder(False, f"a process that does not show its files holds {node} open: close it"),)
     )
 
 
-def _openers(nodes: set[str]) -> Iterator[Holder]:
-    for process in _processes():
-        files = paths.PROC / process / "fd"
-        held = set()
-        # Another user's process does not show its files; others close theirs while we look.
-        with contextlib.suppress(errors.KernelError):
-            for name in sysfs.entries(files):
-                with contextlib.suppress(OSError):
-                    held.add(os.readlink(files / name))
-        mine, who = _describe(process)
-        for node in sorted(held & nodes):
-            yield Holder(mine, f"{who} holds {node} open: close it")
+def openers(nodes: set[str]) -> Iterator[Holder]:
+    """Who has one of some nodes of VFIO open."""
+    # A container may have the same node by another name.
+    numbers = {number: node for node in nodes if (number := node_at(node)) is not None}
+    for opener in snapshot(numbers, files=nodes).openers:
+        mine = int(opener.process) == os.getpid()
+        file = printable(opener.file)
+        yield Holder(mine, f"{describe(opener.process)} holds {file} open: close it")
 
 
-def _viewers() -> Iterator[Holder]:
-    """Who has part of a VFIO device in its memory, which keeps the group open without a file.
+def _of_devices() -> Iterator[Holder]:
+    """Who has a VFIO device open or in its memory, which keeps its group open.
 
-    The kernel does not tell of which device.
+    A process may have only the device's descriptor, from another process, or only a view of a BAR.
     """
-    for process in _processes():
-        with contextlib.suppress(errors.KernelError):
-            if "anon_inode:[vfio-device]" in sysfs.read(paths.PROC / process / "maps"):
-                mine, who = _describe(process)
-                perhaps = "" if mine else ", perhaps of this device"
-                yield Holder(
-                    mine, f"{who} still holds a view of a BAR{perhaps}: let it go (del it)"
-                )
+    for process in sorted(filter(str.isdecimal, sysfs.entries(paths.PROC)), key=int):
+        mine, who = int(process) == os.getpid(), describe(process)
+        # The kernel tells of which device only from 6.17 on, in fdinfo.
+        perhaps = "" if mine else ", perhaps of this device"
+        home = paths.PROC / process
+        try:
+            if _DEVICE_FILE in sysfs.read(home / "maps"):
+                text = f"{who} still holds a view of a BAR{perhaps}: let it go (del it)"
+                yield Holder(mine, text)
+            elif any(_is_device(home / "fd" / name) for name in sysfs.entries(home / "fd")):
+                perhaps = "" if mine else ", perhaps this one"
+                yield Holder(mine, f"{who} holds a VFIO device open{perhaps}: close it")
+        except errors.KernelError:
+            continue  # it ends just now, or is another user's
 
 
-def _processes() -> list[str]:
-    return [name for name in sysfs.entries(paths.PROC) if name.isdecimal()]
-
-
-def _describe(process: str) -> tuple[bool, str]:
-    if int(process) == os.getpid():
-        return True, "this process"
+def _is_device(link: Path) -> bool:
     try:
-        return False, f"process {process} ({sysfs.read(paths.PROC / process / 'comm')})"
-    except errors.KernelError:  # it ends just now
-        return False, f"process {process}"
+        return os.readlink(link) == _DEVICE_FILE
+    except OSError:
+        return False

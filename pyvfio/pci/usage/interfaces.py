@@ -1,88 +1,203 @@
-"""Network interfaces in use: up, with an address or as part of another one."""
+"""Network interfaces in use: up with an address, part of another one, given to a container."""
 
 from __future__ import annotations
 
-import socket
-import struct
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
-from pyvfio._sys import sysfs
+from pyvfio import errors
+from pyvfio._sys import namespaces, sysfs
+from pyvfio.pci import paths
 from pyvfio.pci.function import Function
-from pyvfio.pci.usage import below
+from pyvfio.pci.usage import below, netlink
+from pyvfio.pci.usage.processes import describe
 
 _IFF_UP = 1  # linux/if.h
 
-# linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h
-_NLMSG_ERROR = 2
-_NLMSG_DONE = 3
-_NLM_F_REQUEST = 0x1
-_NLM_F_DUMP = 0x300
-_RTM_NEWADDR = 20
-_RTM_GETADDR = 22
-_IFA_ADDRESS = 1
-_IFA_LOCAL = 2
-
-_ADDRESS_SIZES = {socket.AF_INET: 4, socket.AF_INET6: 16}
-
-_nlmsghdr = struct.Struct("=IHHII")  # length, type, flags, sequence, port
-_ifaddrmsg = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
-_rtattr = struct.Struct("=HH")  # length, type
+# Kinds of interface that are not made of the one that they name as their link.
+_PEERS = frozenset({"veth", "netkit"})
 
 
-def users(function: Function) -> Iterator[str]:
-    """What uses the network interfaces of a function, one phrase each."""
+class _Interface(NamedTuple):
+    """A network interface of the function.
+
+    Attributes:
+        name: its name in its namespace.
+        number: its number there.
+        uses: what uses it, as far as its own namespace knows.
+    """
+
+    name: str
+    number: int
+    uses: list[str]
+
+
+class _View(NamedTuple):
+    """What a network namespace shows.
+
+    Attributes:
+        interfaces: those of the function.
+        parts: interfaces that are made of one of another namespace, as a container's macvlan is.
+    """
+
+    interfaces: list[_Interface]
+    parts: list[netlink.Link]
+
+
+def users(function: Function, files: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What uses the network interfaces of a function.
+
+    Args:
+        function: the function.
+        files: the network namespaces of the host: a file that stands for each, by the kernel's
+            name for it.
+
+    Returns:
+        One phrase for each use, and one for each namespace that cannot be looked into.
+    """
+    here = function.sysfs.resolve()
+    own = _link(f"{paths.PROC}/thread-self/ns/net") or ""
+    others = {file: name for name, file in files.items() if name != own}
+    views = {files.get(own, ""): _look(here, paths.SYSFS)}
+    looks = namespaces.look_into(others, lambda root: _look(here, root)) if others else {}
+    unknown = []
+    for file, view in looks.items():
+        if isinstance(view, _View):
+            views[file] = view
+        # One that has ended has given its interfaces back.
+        elif os.path.exists(file):
+            unknown.append(f"what uses the network interfaces of the {_namespace(file)}: {view}")
+    first = _link(f"{paths.PROC}/1/ns/net")
+    said = []
+    for file, name, use in _parts(views, others):
+        said.append(f"network interface {name}{_where(file, others)} {use}")
+    for file, view in views.items():
+        for interface in view.interfaces:
+            where = _where(file, others)
+            said += [f"network interface {interface.name}{where} {use}" for use in interface.uses]
+            # The host's own namespace is where an interface is that nobody uses.
+            if file in others and others[file] != first and not interface.uses:
+                said.append(f"network interface {interface.name} is{where}")
+    return said, unknown
+
+
+def _look(here: Path, root: Path) -> _View:
+    """What the network namespace of this thread shows.
+
+    Args:
+        here: the function's directory.
+        root: the sysfs of this namespace.
+    """
+    links = netlink.links()
+    parts = [
+        link
+        for link in links
+        if link.link is not None and link.link_namespace is not None and link.kind not in _PEERS
+    ]
+    interfaces: list[_Interface] = []
     addresses = None
-    for interface in below.devices("net", function.sysfs.resolve()):
-        if not int(sysfs.read(interface / "flags"), 16) & _IFF_UP:
-            continue
+    for interface in below.devices("net", here, root=root):
         if addresses is None:
-            addresses = _addresses()
-        if held := addresses.get(int(sysfs.read(interface / "ifindex"))):
-            yield f"network interface {interface.name} is up with {', '.join(held)}"
-        # Bridges, bonds, VLANs and the like.
-        for name in sysfs.entries(interface):
-            if name.startswith("upper_"):
-                yield f"network interface {interface.name} is up as part of {name[6:]}"
+            addresses = netlink.addresses()
+        name = interface.name
+        try:
+            number = int(sysfs.read(interface / "ifindex"))
+            is_up = int(sysfs.read(interface / "flags"), 16) & _IFF_UP
+        except errors.KernelError:  # it goes just now
+            continue
+        uses = []
+        if is_up:
+            if held := addresses.get(number):
+                uses.append(f"is up with {', '.join(held)}")
+            # Bridges, bonds, VLANs and the like.
+            uses += [
+                f"is up as part of {entry[6:]}"
+                for entry in sysfs.entries(interface)
+                if entry.startswith("upper_")
+            ]
+            if any(link.number == number and link.has_program for link in links):
+                uses.append("is up with an XDP program")
+            if name in _sessions():
+                uses.append("is up with a PPPoE session")
+        interfaces.append(_Interface(name, number, uses))
+    return _View(interfaces, parts)
 
 
-def _addresses() -> dict[int, list[str]]:
-    """The host's addresses, as "10.0.2.15/24", by index of interface; see rtnetlink(7)."""
-    request = _ifaddrmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    header = _nlmsghdr.pack(
-        _nlmsghdr.size + len(request), _RTM_GETADDR, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0
+def _parts(views: Mapping[str, _View], others: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """The interfaces of the function that one of another namespace is made of.
+
+    Sysfs does not show them; the other one has the number of the interface, and a number that its
+    own namespace has for the interface's (``IFLA_LINK_NETNSID``).
+
+    Returns:
+        The namespace's file, the interface's name, and its use.
+    """
+    homes = [file for file, view in views.items() if view.interfaces]
+    indexes = {interface.number for view in views.values() for interface in view.interfaces}
+    for file, view in views.items():
+        parts = [part for part in view.parts if part.link in indexes]
+        if not parts:
+            continue
+
+        def numbers() -> dict[str, int | None]:
+            return {home: netlink.namespace_number(home) for home in homes}
+
+        if file in others:
+            found = namespaces.look_into([file], lambda root: numbers())[file]
+        else:
+            found = numbers()
+        if isinstance(found, OSError):
+            continue
+        for part in parts:
+            for home in homes:
+                for interface in views[home].interfaces:
+                    if (interface.number, found[home]) == (part.link, part.link_namespace):
+                        yield home, interface.name, f"is part of {part.name}{_where(file, others)}"
+
+
+def _sessions() -> set[str]:
+    """The interfaces over which PPPoE runs; they need no address (drivers/net/ppp/pppoe.c)."""
+    try:
+        lines = sysfs.read(paths.PROC / "thread-self/net/pppoe").splitlines()[1:]
+    except errors.KernelError:
+        return set()
+    return {words[2] for words in map(str.split, lines) if len(words) == 3}
+
+
+def _where(file: str, others: Mapping[str, str]) -> str:
+    """Which other network namespace a file stands for, in words; "" for this one."""
+    return f" in the {_namespace(file)}" if file in others else ""
+
+
+def _namespace(file: str) -> str:
+    """A network namespace in words."""
+    process, *rest = Path(file).relative_to(paths.PROC).parts
+    return (
+        f"network namespace {rest[-1]}"
+        if rest[0] == "root"
+        else f"network namespace of {describe(process)}"
     )
-    found: dict[int, list[str]] = {}
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.sendto(header + request, (0, 0))
-        while True:
-            data = netlink.recv(1 << 16)
-            while len(data) >= _nlmsghdr.size:
-                length, kind, *_ = _nlmsghdr.unpack_from(data)
-                if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    return found
-                if kind == _RTM_NEWADDR:
-                    index, address = _parse(data[_nlmsghdr.size : length])
-                    found.setdefault(index, []).append(address)
-                data = data[_aligned(length) :]
 
 
-def _parse(message: bytes) -> tuple[int, str]:
-    """The interface's index and the address of one RTM_NEWADDR."""
-    family, prefix, _flags, _scope, index = _ifaddrmsg.unpack_from(message)
-    attributes: dict[int, bytes] = {}
-    rest = message[_ifaddrmsg.size :]
-    while len(rest) >= _rtattr.size:
-        length, kind = _rtattr.unpack_from(rest)
-        attributes[kind] = rest[_rtattr.size : length]
-        rest = rest[max(_aligned(length), _rtattr.size) :]
-    if family not in _ADDRESS_SIZES:
-        return index, f"an address of family {family}"
-    # On a point-to-point link IFA_ADDRESS is the other end.
-    raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
-    if len(raw) != _ADDRESS_SIZES[family]:
-        return index, "an address"
-    return index, f"{socket.inet_ntop(family, raw)}/{prefix}"
+def kept_namespaces(tables: Mapping[str, str]) -> dict[str, str]:
+    """The network namespaces that are kept by a mount (``ip netns``): a file for each, by name.
+
+    Args:
+        tables: what is mounted where, by :func:`processes.mount_tables`.
+    """
+    found = {}
+    for process, text in tables.items():
+        for line in text.split("\n") if " - nsfs " in text else ():
+            fields = line.partition(" - ")[0].split(" ")
+            if len(fields) >= 5 and fields[3].startswith("net:["):
+                found[fields[3]] = f"{paths.PROC}/{process}/root{fields[4]}"
+    return found
 
 
-def _aligned(length: int) -> int:
-    return length + 3 & ~3
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None

@@ -235,7 +235,8 @@ def test_a_second_driver_of_ours(tree: Tree, core: DriverCore) -> None:
 
 
 def test_in_use(tree: Tree, core: DriverCore) -> None:
-    function = tree.function(driver="e1000e", group=3, boot_vga="1", sriov_numvfs="1")
+    function = tree.function(driver="e1000e", group=3, boot_vga="1")
+    tree.virtual_functions(function, 1)
     with pytest.raises(
         errors.DeviceInUse, match=r"driver e1000e.*boot display; 1 SR-IOV.*--force"
     ) as caught:

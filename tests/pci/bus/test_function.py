@@ -98,9 +98,9 @@ def test_what_new_kernels_tell(tree: Tree) -> None:
         power_state="D3hot",
         reset_method="flr bus",
         numa_node="0",
-        sriov_numvfs="2",
         resource="0xfe000000 0xfe01ffff 0x40200\n0x0 0x0 0x0\n0xc000 0xc01f 0x40101",
     )
+    tree.virtual_functions(function, 2)
     assert function.power_state == "D3hot"
     assert function.reset_methods == ("flr", "bus")
     assert function.numa_node == 0
@@ -134,10 +134,18 @@ def test_functions_of_one_address_are_equal(tree: Tree) -> None:
 
 
 @on_this_machine
-def test_one_known_function_needs_no_pyudev() -> None:
+def test_looking_at_the_bus_needs_no_pyudev() -> None:
     code = (
         "import sys; from pyvfio import pci; f = pci.Function(sys.argv[1]); f.driver; f.class_name;"
-        "f.iommu_group; assert 'pyudev' not in sys.modules; assert 'json' not in sys.modules;"
-        "assert pci.functions(); assert 'pyudev' in sys.modules"
+        "f.iommu_group; assert pci.functions(); assert 'json' not in sys.modules;"
+        "assert 'pyudev' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, BUS[0]], check=True)
+
+
+def test_virtual_functions_are_counted_by_links(tree: Tree) -> None:
+    # A read of sriov_numvfs waits for the device's lock.
+    function = tree.function(sriov_numvfs="not to be read", sriov_totalvfs="2")
+    assert function.virtual_functions == 0
+    tree.virtual_functions(function, 2)
+    assert function.virtual_functions == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pyvfio
 from pyvfio import errors
 from pyvfio.pci import IommuGroup, check_openable
 
@@ -48,8 +49,40 @@ def test_a_group_that_vfio_made_up_without_an_iommu_is_not_driven(tree: Tree) ->
 
 
 def test_the_modules_are_absent(tree: Tree) -> None:
-    with pytest.raises(errors.NoVfio, match=r"pyvfio bind 0000:01:00\.0"):
-        check_openable(tree.function(driver="e1000e", group=3))
+    for address, driver in (("0000:01:00.0", "e1000e"), ("0000:02:00.0", None)):
+        says = rf"bound to .*{driver or 'no driver'}, .*not loaded: `pyvfio bind {address}`"
+        with pytest.raises(errors.NoVfio, match=says):
+            check_openable(tree.function(address, driver=driver, group=3))
+
+
+def test_reason_of_the_device_comes_before_the_hosts(tree: Tree) -> None:
+    # Whether VFIO is loaded on this machine or not.
+    bridge = tree.function(driver="pcieport", header_type=1)
+    with pytest.raises(errors.Unsupported, match="is a bridge"):
+        pyvfio.open(bridge)
+    with pytest.raises(errors.NoIommu):
+        pyvfio.open(tree.function("0000:02:00.0", driver="e1000e"))
+
+
+def test_bridge_names_the_devices_below_it(tree: Tree) -> None:
+    for driver in ("pcieport", None):
+        function = tree.function(f"0000:0{len(driver or '')}:00.0", driver=driver, header_type=1)
+        below = f"0000:1{len(driver or '')}:00.0"
+        (function.sysfs / below).mkdir()
+        (tree.sys / "bus/pci/devices" / below).symlink_to(function.sysfs / below)
+        with pytest.raises(errors.Unsupported, match=rf"is a bridge.*below it: {below}$"):
+            check_openable(function)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user lacks the rights of the file")
+def test_root_in_a_container_is_told_of_its_cgroup(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = tree.function(driver="vfio-pci", group=3)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(errors.AccessDenied, match=r"EPERM.*cgroup.*--device .*vfio/3") as caught:
+        check_openable(function)
+    assert "run as root" not in str(caught.value)
 
 
 @pytest.mark.parametrize("driver", ["e1000e", None])

@@ -13,8 +13,9 @@ import pytest
 
 from pyvfio._sys import calls
 from pyvfio.pci import functions, paths, users
-from pyvfio.pci.usage import interfaces, vfio_holders
+from pyvfio.pci.usage import netlink, vfio_holders
 
+from .others import number
 from .tree import Tree
 
 
@@ -162,7 +163,7 @@ def test_a_share(tree: Tree) -> None:
 def test_network_interface(tree: Tree) -> None:
     # The index of this machine's loopback interface, which has 127.0.0.1 when it is up.
     index = socket.if_nametoindex("lo")
-    addresses = interfaces._addresses().get(index, [])
+    addresses = netlink.addresses().get(index, [])
     if not addresses:
         pytest.skip("the loopback interface is not up")
     assert "127.0.0.1/8" in addresses
@@ -193,7 +194,7 @@ def address_message(family: int, *attributes: tuple[int, bytes]) -> bytes:
     ids=["v4", "v6", "another family", "none", "cut off"],
 )
 def test_an_address_of_any_family_is_named(message: bytes, said: str) -> None:
-    assert interfaces._parse(message) == (2, said)
+    assert netlink.parse_address(message) == (2, said)
 
 
 def test_a_port_of_a_bridge(tree: Tree) -> None:
@@ -204,7 +205,7 @@ def test_a_port_of_a_bridge(tree: Tree) -> None:
 
 
 def test_addresses_are_those_the_kernel_lists() -> None:
-    found = interfaces._addresses()
+    found = netlink.addresses()
     listed: dict[int, set[str]] = {}
     for line in Path("/proc/net/if_inet6").read_text().splitlines():
         raw, index, prefix, *_ = line.split()
@@ -231,11 +232,119 @@ def test_framebuffer_console(tree: Tree) -> None:
     assert users(function) == ("framebuffer fb0 may show the text console",)
 
 
+INPUT_DEVICES = """\
+I: Bus=0003 Vendor=046d Product=c31c Version=0110
+N: Name="Logi\x1b[2J Keyboard"
+P: Phys=usb-0000:01:00.0-1/input0
+S: Sysfs=/devices/pci0000:00/0000:01:00.0/usb1/1-1/1-1:1.0/input/input3
+U: Uniq=
+H: Handlers=sysrq kbd event3 leds
+B: PROP=0
+B: EV=120013
+B: KEY=1000000000007 ff9f207ac14057ff febeffdfffefffff fffffffffffffffe
+
+I: Bus=0003 Vendor=046d Product=0825 Version=0012
+N: Name="UVC Camera"
+S: Sysfs=/devices/pci0000:00/0000:01:00.0/usb1/1-2/1-2:1.0/input/input4
+H: Handlers=kbd event4
+B: EV=3
+B: KEY=100000 0 0 0
+
+I: Bus=0011 Vendor=0001 Product=0001 Version=ab41
+N: Name="AT Translated Set 2 keyboard"
+S: Sysfs=/devices/platform/i8042/serio0/input/input0
+H: Handlers=sysrq kbd event0 leds
+B: KEY=402000000 3803078f800d001 feffffdfffefffff fffffffffffffffe
+"""
+
+
+def test_keyboard_of_the_console_is_in_use(tree: Tree) -> None:
+    function = tree.function(driver="xhci_hcd")
+    tree.write(tree.proc / "bus/input/devices", INPUT_DEVICES)
+    assert users(function) == ("keyboard Logi?[2J Keyboard types on the console",)
+    assert users(tree.function("0000:02:00.0", driver="xhci_hcd")) == ()
+
+
+def test_screen_is_in_use(tree: Tree) -> None:
+    function = tree.function(driver="i915")
+    for output, enabled in (("HDMI-A-1", "enabled"), ("DP-1", "disabled")):
+        tree.child(function, "drm", f"drm/card0/card0-{output}", enabled=enabled)
+    assert users(function) == ("graphics output card0-HDMI-A-1 shows a picture",)
+
+
+def test_mediated_device_is_a_use(tree: Tree) -> None:
+    function = tree.function(driver="i915")
+    name = "4b20d080-1b54-4048-85b3-a6a62d165c01"
+    (function.sysfs / name).mkdir()
+    assert users(function) == ()
+    (function.sysfs / name / "mdev_type").symlink_to(function.sysfs)
+    assert users(function) == (f"mediated device {name} is made on it",)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "text", "who"),
+    [
+        ("nvmet/subsystems/s/namespaces/1/device_path", "{node}", "an NVMe target"),
+        (
+            "target/core/fileio_0/disk/info",
+            "Status: ACTIVATED\n        TCM FILEIO ID: 0        File: {node}  Size: 1",
+            "a SCSI target",
+        ),
+        ("usb_gadget/g/functions/mass_storage.0/lun.0/file", "{node}", "a USB gadget"),
+    ],
+)
+def test_exported_disk_is_in_use(tree: Tree, attribute: str, text: str, who: str) -> None:
+    nodes = [path for path in Path("/dev").iterdir() if path.is_block_device()]
+    if not nodes:
+        pytest.skip("this machine has no block device")
+    function = tree.function(driver="ahci")
+    tree.child(function, "block", "host0/sda", dev=number(nodes[0]))
+    file = tree.write(tree.sys / "kernel/config" / attribute, text.format(node=nodes[0]) + "\n")
+    assert users(function) == (f"disk sda is exported by {who}",)
+    (file.parent / "enable").write_text("0\n")
+    assert users(function) == ()
+
+
+def attribute(kind: int, *parts: bytes) -> bytes:
+    """An attribute of netlink."""
+    content = b"".join(parts)
+    return struct.pack("=HH", 4 + len(content), kind) + content + b"\0" * (-len(content) % 4)
+
+
+def test_link_of_another_namespace_is_parsed() -> None:
+    message = struct.pack("=BxHiII", 0, 1, 7, 0x1043, 0) + b"".join(
+        (
+            attribute(3, b"macvlan0\0"),
+            attribute(5, struct.pack("=I", 2)),
+            attribute(37, struct.pack("=i", 4)),
+            attribute(0x8000 | 18, attribute(1, b"macvlan\0")),
+            attribute(0x8000 | 43, attribute(2, b"\1")),
+        )
+    )
+    assert netlink.parse_link(message) == netlink.Link("macvlan0", 7, "macvlan", 2, 4, True)
+
+
+def test_program_that_takes_packets_is_a_use(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = tree.function(driver="e1000e")
+    tree.child(function, "net", "net/eth0", flags="0x1003", ifindex="99999")
+    link = netlink.Link("eth0", 99999, "", None, None, True)
+    monkeypatch.setattr(netlink, "links", lambda: [link])
+    assert users(function) == ("network interface eth0 is up with an XDP program",)
+
+
+def test_pppoe_is_a_use(tree: Tree) -> None:
+    function = tree.function(driver="e1000e")
+    tree.child(function, "net", "net/eth0", flags="0x1003", ifindex="99999")
+    tree.write(
+        tree.proc / "thread-self/net/pppoe",
+        "Id       Address              Device\n0000A2F1 00:11:22:33:44:55     eth0\n",
+    )
+    assert users(function) == ("network interface eth0 is up with a PPPoE session",)
+
+
 def test_serial_console(tree: Tree) -> None:
     function = tree.function(driver="serial")
-    tty = tree.child(function, "tty", "tty/ttyS4", dev="4:68")
-    (tree.sys / "dev/char").mkdir(parents=True)
-    (tree.sys / "dev/char/4:68").symlink_to(tty)
+    tree.child(function, "tty", "tty/ttyS4", dev="4:68")
     tree.write(
         tree.proc / "consoles",
         "ttyS4                -W- (EC  p a)    4:68\nnetcon0              -W- (E     )\n",
@@ -244,10 +353,12 @@ def test_serial_console(tree: Tree) -> None:
 
 
 def test_virtual_functions(tree: Tree) -> None:
-    assert users(tree.function(sriov_numvfs="1")) == ("1 SR-IOV virtual function is enabled on it",)
-    assert users(tree.function("0000:02:00.0", sriov_numvfs="4")) == (
-        "4 SR-IOV virtual functions are enabled on it",
-    )
+    function = tree.function()
+    tree.virtual_functions(function, 1)
+    assert users(function) == ("1 SR-IOV virtual function is enabled on it",)
+    function = tree.function("0000:02:00.0")
+    tree.virtual_functions(function, 4)
+    assert users(function) == ("4 SR-IOV virtual functions are enabled on it",)
 
 
 def test_who_holds_it_open_through_vfio(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

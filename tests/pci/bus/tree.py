@@ -82,10 +82,21 @@ class Tree:
         return self.device(kind, function.sysfs.resolve() / path, **attributes)
 
     def device(self, kind: str, directory: Path, **attributes: str) -> Path:
-        """A device of a class somewhere."""
+        """A device of a class somewhere; with "dev", the number of its node, one that has one."""
         for name, text in attributes.items():
             self.write(directory / name, f"{text}\n")
-        link = self.sys / "class" / kind / directory.name
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to(directory)
+        links = [self.sys / "class" / kind / directory.name]
+        if "dev" in attributes:
+            numbers = self.sys / "dev" / ("block" if kind == "block" else "char")
+            links.append(numbers / attributes["dev"])
+            (self.sys / "class" / kind).mkdir(exist_ok=True)
+            (directory / "subsystem").symlink_to(self.sys / "class" / kind)
+        for link in links:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(directory)
         return directory
+
+    def virtual_functions(self, function: Function, count: int) -> None:
+        """SR-IOV virtual functions, enabled on a function."""
+        for number in range(count):
+            (function.sysfs / f"virtfn{number}").symlink_to(f"../0000:01:10.{number}")

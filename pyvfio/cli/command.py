@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import errors
-from pyvfio.cli import access, binding, buslist, eeh, irqroute, nvme, shell, show
+from pyvfio.cli import access, binding, buslist, common, eeh, irqroute, nvme, shell, show
 
 _EPILOG = """\
 exit codes:
@@ -34,7 +34,7 @@ The tests for a device of your own (tools/hwtest) and the emulated hosts for tho
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line, for :func:`main` and for completion."""
+    """The whole command line, for :func:`run` and for completion."""
     top = argparse.ArgumentParser(
         prog="pyvfio",
         description="Drive PCI devices through Linux VFIO.",
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
@@ -67,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = top.parse_args(arguments)
     try:
         status = options.run(options)
+        sys.stdout.flush()
     except errors.Error as error:
         print(f"pyvfio: {error}", file=sys.stderr)
-        return _exit_code(error)
+        return common.exit_code(error)
     except KeyboardInterrupt:
         print("pyvfio: interrupted", file=sys.stderr)
         return 130
@@ -78,17 +79,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status or 0
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, errors.ArgumentError):
-        return 2
-    if isinstance(error, errors.DeviceNotFound):
-        return 3
-    if isinstance(error, (errors.DeviceInUse, errors.Busy)):
-        return 5
-    if isinstance(error, errors.NoEeh):
-        return 6
-    if isinstance(error, (errors.HostError, errors.NoInterruptRemapping)):
-        return 4
-    return 1
