@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyvfio import errors
-from pyvfio.pci import binding
-from pyvfio.pci import Function, bind, functions, paths, unbind, users
+from pyvfio.pci import Function, bind, binding, functions, paths, unbind, users
 from pyvfio.pci.usage import Claims, look
 
 from .driver_core import DriverCore
