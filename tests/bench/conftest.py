@@ -18,6 +18,7 @@ class Hosts:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self.crashes: list[str] = []
 
     def run(
         self,
@@ -38,8 +39,16 @@ class Hosts:
             host: Further attributes of tools._bench.hosts.Wanted.
         """
         from tools._bench.hosts import Wanted
+        from tools._bench.machine import QemuCrashed
 
-        result = self.bench.run(Wanted(profile, **host), command, time_limit)
+        wanted = Wanted(profile, **host)
+        try:
+            result = self.bench.run(wanted, command, time_limit)
+        except QemuCrashed as error:
+            # A crash of the emulator says nothing of what is tested. It is counted in the summary.
+            print(error)
+            self.crashes.append(f"{profile}: {str(error).partition(';')[0]}")
+            result = self.bench.run(wanted, command, time_limit)
         print(result.stdout, result.stderr)  # shown when the test fails
         assert result.returncode == status
         return result
@@ -56,8 +65,10 @@ def bench() -> Iterator[Bench]:
 @pytest.fixture
 def hosts(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Hosts]:
     before = len(bench.boots)
-    yield Hosts(bench)
+    hosts = Hosts(bench)
+    yield hosts
     # For the summary at the end of the run.
+    request.node.user_properties += [("crash", crash) for crash in hosts.crashes]
     for boot in bench.boots[before:]:
         request.node.user_properties.append(("boot", (boot.wanted.profile, boot.seconds)))
 

@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -222,6 +223,7 @@ class Archive:
     def _apt(self, arguments: list[str], step: Step) -> str:
         command = ["apt-get", "-q", "-y", "-o", "APT::Status-Fd=1", *self._options(), *arguments]
         lines = []
+        verbose = os.environ.get("PYVFIO_VERBOSE", "0") != "0"
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -236,6 +238,8 @@ class Archive:
                     step.update(f"{progress[1]} %")
                 else:
                     lines.append(line)
+                    if verbose:
+                        print(line, end="", file=sys.stderr, flush=True)
         if apt.returncode != 0:
             complaints = [line for line in lines if line.startswith(("E:", "W:"))]
             message = "".join(complaints or lines).strip()

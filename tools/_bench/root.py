@@ -107,7 +107,7 @@ class Root:
 
 def key(architecture: str, more: Sequence[str]) -> str:
     """Hash all that decides what is in a root file system with `more` packages, sorted."""
-    ours = (__file__, cpio.__file__, debian.__file__)
+    ours = (__file__, cpio.__file__)
     guest = (GUEST / name for name in (*GUEST_FILES, *EARLY_FILES))
     return cache.recipe((architecture, more), (*map(Path, ours), *guest))
 
