@@ -35,10 +35,11 @@ def extended_capabilities(config: ConfigSpace) -> Sequence[Capability]:
 
 def test_the_header_is_the_devices(function: Function, device: Device) -> None:
     config, sysfs = device.config, function.config
-    for name in ("vendor_id", "device_id", "class_code", "revision", "header_type"):
+    for name in ("class_code", "revision", "header_type"):
         assert getattr(config, name) == getattr(sysfs, name), name
-    assert config.vendor_id == function.vendor_id
-    assert config.class_code == function.class_code
+    # The registers of a virtual function read as 0xffff; VFIO shows what the bus knows of it.
+    for name in ("vendor_id", "device_id", "class_code"):
+        assert getattr(config, name) == getattr(function, name), name
 
 
 def test_capabilities_are_the_devices_but_for_the_hidden_ones(

@@ -31,7 +31,10 @@ from pyvfio.device import Device
 from pyvfio.drivers import nvme
 from pyvfio.pci import Function
 
-pytestmark = pytest.mark.for_device(class_code=0x010802)
+pytestmark = [
+    pytest.mark.for_device(class_code=0x010802),
+    pytest.mark.usefixtures("namespace"),
+]
 
 writes = pytest.mark.skipif(not ON_BENCH, reason="writes to the disk: on the bench only")
 disturbs = pytest.mark.skipif(not ON_BENCH, reason="breaks the device: on the bench only")

@@ -21,7 +21,10 @@ from pyvfio.iommu import DmaBuffer
 from pyvfio.irqroute import MsixForwarder
 from pyvfio.kvm import apic_message
 
-pytestmark = pytest.mark.for_device(class_code=0x010802)
+pytestmark = [
+    pytest.mark.for_device(class_code=0x010802),
+    pytest.mark.usefixtures("namespace"),
+]
 
 CREATE_SUBMISSION, CREATE_COMPLETION, SET_FEATURES, GET_FEATURES = 0x01, 0x05, 0x09, 0x0A
 NUMBER_OF_QUEUES, COALESCING = 0x07, 0x08

@@ -299,7 +299,11 @@ def prepare(
     need_packages("kmod", "squashfs-tools", "debian-archive-keyring")
     if qemu == emulator.SYSTEM:
         need_packages(profile.qemu_package)
-    options = {"emulator": emulator.get(qemu, profile.qemu_package), "checkout": CHECKOUT, **others}
+    options = {
+        "emulator": emulator.get(qemu, profile.qemu_package, profile.qemu),
+        "checkout": CHECKOUT,
+        **others,
+    }
     roots = root.get(profile.architecture, more, suite)
     if kernel_name and kernel_name not in kernel.names(profile) and Path(kernel_name).is_file():
         return machine.Options(kernel=Path(kernel_name), initrd=[roots.whole()], **options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +29,12 @@ class Emulator:
     Attributes:
         name: Its name for `--qemu`.
         directory: Where it is unpacked; None for the machine's own.
+        major: Its major version; 0 if it is not known.
     """
 
     name: str = SYSTEM
     directory: Path | None = None
+    major: int = 0
 
     def command(self, program: str) -> list[str]:
         """Return the words that start a program of it: "qemu-system-x86_64"."""
@@ -68,15 +70,19 @@ class Emulator:
         return libc.parent
 
 
-def get(name: str, package: str) -> Emulator:
+def get(name: str, package: str, program: str) -> Emulator:
     """Return a QEMU, unpacked now if it is not in the cache.
 
     Args:
-        name: One of NAMES; "system" is not looked for here.
+        name: One of NAMES; "system" must be installed.
         package: The Debian package that has the program: "qemu-system-ppc".
+        program: The program: "qemu-system-ppc64".
     """
-    if name == SYSTEM:
-        return Emulator()
+    found = Emulator() if name == SYSTEM else _unpacked(name, package)
+    return replace(found, major=found.version(program)[0])
+
+
+def _unpacked(name: str, package: str) -> Emulator:
     architecture = debian.machine_architecture()
 
     def candidates() -> Iterator[cache.Candidate[Sequence[Path]]]:

@@ -350,6 +350,7 @@ async def boot(
     Raises:
         TimeLimit, MachineDied: With the tail of the console in the message.
     """
+    profile = profile.with_qemu(options.emulator.major)
     with tempfile.TemporaryDirectory(prefix="pyvfio-bench-") as directory:
         files = Path(directory)
         with (files / "initrd").open("wb") as initrd:

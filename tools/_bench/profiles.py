@@ -22,6 +22,21 @@ class PciDevice:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """What a profile has besides under newer versions of QEMU.
+
+    Attributes:
+        since: QEMU's first major version that has it.
+        machine: QEMU arguments.
+        devices: The PCI devices on offer, in order of address.
+    """
+
+    since: int
+    machine: tuple[str, ...]
+    devices: tuple[PciDevice, ...]
+
+
+@dataclass(frozen=True)
 class Profile:
     """One emulated host: everything about it that differs between architectures.
 
@@ -46,6 +61,7 @@ class Profile:
         shell_tty: The guest's terminal for `tools/bench shell`.
         spare_port: QEMU's id of the root port left free for --qemu-args "-device X,bus=...".
         devices: The PCI devices on offer, in order of address.
+        additions: What it has besides where QEMU is newer than 7.
     """
 
     name: str
@@ -64,13 +80,26 @@ class Profile:
     shell_tty: str
     spare_port: str
     devices: tuple[PciDevice, ...]
+    additions: tuple[Addition, ...] = ()
+
+    def with_qemu(self, version: int) -> Profile:
+        """Return the profile as it is under a version of QEMU, given by its major number."""
+        had = [addition for addition in self.additions if addition.since <= version]
+        return replace(
+            self,
+            machine=(*self.machine, *(word for addition in had for word in addition.machine)),
+            devices=(*self.devices, *(it for addition in had for it in addition.devices)),
+            additions=(),
+        )
 
 
 SCRATCH_BYTES = 64 << 20
 
+# After a hot reset Linux waits for a link of more than 5 GT/s to say that it is up (Data Link Layer
+# Link Active), which no port of QEMU's does: VFIO_DEVICE_PCI_HOT_RESET would fail with ENOTTY.
+_SLOW_PORTS = ("-global", "pcie-root-port.x-speed=5")
 
-# Bus numbers are given by firmware in order of the root ports' device numbers; every device number
-# is fixed here, so a device keeps its address whatever --qemu-args adds.
+
 def _q35(iommu: str, *devices: str) -> tuple[str, ...]:
     """Build the QEMU arguments of an x86 host: what all have, then devices of its own."""
     return (
@@ -86,19 +115,29 @@ def _q35(iommu: str, *devices: str) -> tuple[str, ...]:
     )
 
 
+# Bus numbers are given by firmware in order of the root ports' device numbers; every device number
+# is fixed here, so a device keeps its address whatever --qemu-args adds. Only a port at 0x13 takes
+# bus 4 from the SR-IOV controller, which is on bus 5 then.
 X86 = Profile(
     name="x86",
     description="Intel q35 with VT-d and interrupt remapping; KVM works inside",
     architecture="amd64",
     qemu="qemu-system-x86_64",
     qemu_package="qemu-system-x86",
-    machine=_q35(
-        "intel-iommu,intremap=on",
-        "pcie-root-port,id=nvme-port,chassis=1,slot=1,addr=0x10",
-        "pcie-root-port,id=e1000e-port,chassis=2,slot=2,addr=0x11",
-        "pcie-root-port,id=spare,chassis=3,slot=3,addr=0x12",
-        "nvme,drive=scratch,serial=pyvfio-bench,bus=nvme-port",
-        "e1000e,netdev=net,bus=e1000e-port",
+    machine=(
+        *_SLOW_PORTS,
+        *_q35(
+            "intel-iommu,intremap=on",
+            "pcie-root-port,id=nvme-port,chassis=1,slot=1,addr=0x10",
+            "pcie-root-port,id=e1000e-port,chassis=2,slot=2,addr=0x11",
+            "pcie-root-port,id=spare,chassis=3,slot=3,addr=0x12",
+            "pcie-root-port,id=sriov-port,chassis=4,slot=4,addr=0x14",
+            "nvme,drive=scratch,serial=pyvfio-bench,bus=nvme-port",
+            "e1000e,netdev=net,bus=e1000e-port",
+            "nvme-subsys,id=sriov-nvm",
+            "nvme,serial=pyvfio-sriov,subsys=sriov-nvm,bus=sriov-port,max_ioqpairs=8,msix_qsize=8,"
+            "sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2",
+        ),
     ),
     # -cpu max under TCG has SVM with nested paging: KVM inside the guest runs guest code.
     tcg_cpu=("-accel", "tcg,thread=multi", "-cpu", "max"),
@@ -119,6 +158,28 @@ X86 = Profile(
         PciDevice("pci-testdev", "0000:00:05.0", "QEMU's test device: access widths"),
         PciDevice("nvme", "0000:01:00.0", "NVM Express controller, a 64 MiB disk, MSI-X"),
         PciDevice("e1000e", "0000:02:00.0", "Intel 82574L network card, MSI-X, reset"),
+        PciDevice(
+            "nvme-sriov",
+            "0000:04:00.0",
+            "NVM Express controller without a disk, SR-IOV with 2 functions, MSI-X",
+        ),
+    ),
+    additions=(
+        Addition(
+            since=8,
+            machine=(
+                *("-device", "pcie-root-port,id=igb-port,chassis=5,slot=5,addr=0x15"),
+                *("-netdev", "user,id=igb-net,restrict=on"),
+                *("-device", "igb,netdev=igb-net,bus=igb-port"),
+            ),
+            devices=(
+                PciDevice(
+                    "igb",
+                    "0000:05:00.0",
+                    "Intel 82576 network card, SR-IOV with 7 functions, MSI-X, reset",
+                ),
+            ),
+        ),
     ),
 )
 
@@ -140,6 +201,7 @@ X86_AMD = replace(
         replace(X86.devices[2], address="0000:00:06.0"),
         replace(X86.devices[3], address="0000:00:07.0"),
     ),
+    additions=(),
 )
 
 # No firmware runs here: the kernel itself numbers the buses.
@@ -152,6 +214,7 @@ ARM64 = Profile(
     machine=(
         *("-machine", "virt,virtualization=on,gic-version=3,iommu=smmuv3"),
         *("-nodefaults", "-m", "3G", "-smp", "2"),
+        *_SLOW_PORTS,
         *("-device", "edu,addr=0x4"),
         *("-device", "pci-testdev,addr=0x5"),
         *("-device", "pcie-root-port,id=nvme-port,chassis=1,slot=1,addr=0x10"),
@@ -175,7 +238,7 @@ ARM64 = Profile(
     load=("vfio-pci", "vfio-iommu-type1"),
     shell_tty="hvc0",
     spare_port="spare",
-    devices=X86.devices,
+    devices=X86.devices[:4],
 )
 
 # What the two POWER hosts share. Without -nodefaults, which would take the PHBs away; their root
