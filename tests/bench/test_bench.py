@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -455,6 +456,34 @@ def test_host_runs_commands_of_many_tests(hosts: Hosts) -> None:
     first = hosts.run("x86", "echo out; echo err >&2; touch /run/mark; exit 3", status=3)
     assert (first.stdout, first.stderr) == ("out\n", "err\n")
     assert hosts.run("x86", "ls /run/mark").stdout == "/run/mark\n"
+
+
+@pytest.mark.bench
+@pytest.mark.xdist_group("x86")
+def test_what_a_command_leaves_running_ends_with_it(hosts: Hosts) -> None:
+    hosts.run("x86", "(while :; do echo left; sleep 0.1; done) & sleep 100 & echo done")
+    assert hosts.run("x86", "sleep 1; pgrep -f 'sleep 100'; echo next").stdout == "next\n"
+
+
+@pytest.mark.bench
+@pytest.mark.xdist_group("x86")
+def test_change_outside_is_seen_by_the_next_command(hosts: Hosts) -> None:
+    file = CHECKOUT / f".reports-{os.getpid()}"
+    try:
+        for content in ("one", "other"):
+            file.write_text(content)
+            assert hosts.run("x86", f"cat {file}").stdout == content
+    finally:
+        file.unlink()
+    hosts.run("x86", f"ls {file}", status=1)
+
+
+@pytest.mark.bench
+@pytest.mark.xdist_group("x86")
+def test_host_that_died_between_commands_is_replaced(hosts: Hosts) -> None:
+    hosts.run("x86", "setsid sh -c 'sleep 1; poweroff -f' & sleep 0.1")
+    time.sleep(5)
+    assert hosts.run("x86", "echo again").stdout == "again\n"
 
 
 @pytest.mark.bench

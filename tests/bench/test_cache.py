@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +64,17 @@ def test_first_whole_suite_is_taken_and_the_reason_said(capsys: pytest.CaptureFi
     assert line == "A system: two, because of one: one is gone"
 
 
+def test_incomplete_mirror_is_worth_another_try() -> None:
+    def candidates() -> Iterator[cache.Candidate[str]]:
+        yield cache.Candidate("one", fetch)
+
+    def fetch() -> str:
+        raise Unavailable("404", passing=True)
+
+    with pytest.raises(BenchError, match="try again later"):
+        cache.select("A system", "system", "key", candidates, build)
+
+
 def test_cached_entry_asks_nothing() -> None:
     debian = Debian("one")
     assert select(debian) == "one"
@@ -73,7 +86,7 @@ def test_cached_entry_asks_nothing() -> None:
 def test_no_whole_suite_is_an_error_with_each_reason() -> None:
     debian = Debian("one", "two")
     debian.broken = {"one", "two"}
-    with pytest.raises(BenchError, match=r"(?s)try again later.*one is gone.*two is gone"):
+    with pytest.raises(BenchError, match=r"(?s)cannot be made\.\n.*one is gone.*two is gone"):
         select(debian)
     assert not any(path.is_dir() for path in cache.images().iterdir())
 
@@ -124,7 +137,9 @@ def test_damaged_record_makes_the_choice_again() -> None:
 def test_interrupted_build_leaves_no_entry() -> None:
     debian = Debian("one")
     images = cache.images()
-    (images / "unfinished-system-killed").mkdir()
+    (images / "unfinished@system@killed").mkdir()
+    of_another = images / "unfinished@system-64k@running"
+    of_another.mkdir()
 
     def interrupted(fetched: str, entry: Path, scratch: Path) -> None:
         (entry / "suite").write_text("half")
@@ -132,7 +147,7 @@ def test_interrupted_build_leaves_no_entry() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         cache.select("A system", "system", "key", debian.candidates, interrupted)
-    assert [path for path in images.iterdir() if path.is_dir()] == []
+    assert [path for path in images.iterdir() if path.is_dir()] == [of_another]
     assert select(debian) == "one"
 
 
@@ -160,8 +175,22 @@ def test_unused_entries_are_removed_after_a_month() -> None:
     assert not old.exists()
 
 
-def test_clean_removes_what_was_not_used(tmp_path: Path) -> None:
+def test_clean_waits_for_no_running_bench() -> None:
+    code = "from tools._bench import cache; cache._use(); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(BenchError, match="another bench is running"):
+            cache.clean(None)
+        other.communicate(b"\n")
+    assert cache.clean(None) == 0
+
+
+def test_clean_removes_what_was_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     select(Debian("one"))
+    monkeypatch.setattr(cache, "_in_use", None)  # as in a process of its own
     old, environment = cache.images() / "old", tmp_path / "venv-1"
     for path in (old, environment):
         path.mkdir()

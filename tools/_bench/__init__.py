@@ -27,8 +27,10 @@ class Unavailable(BenchError):
 
     Attributes:
         brief: The reason in one line.
+        passing: Whether the reason passes by itself: a mirror is incomplete.
     """
 
-    def __init__(self, message: str, brief: str = "") -> None:
+    def __init__(self, message: str, brief: str = "", *, passing: bool = False) -> None:
         super().__init__(message)
+        self.passing = passing
         self.brief = brief or message.partition("\n")[0]

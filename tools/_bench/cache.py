@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from . import BenchError, Unavailable
 from .progress import say
@@ -58,15 +58,31 @@ def recipe(parts: Any, sources: Iterable[Path]) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file during the body; say so where another bench has it."""
+def locked(path: Path, title: str) -> Iterator[None]:
+    """Hold a lock file during the body; say so where another bench has it.
+
+    Args:
+        path: The file; it must not be in a directory that is removed.
+        title: What the other bench is making.
+    """
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("Another bench is making the same: waiting for it")
+            say(f"Another bench is making {title}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+_in_use: IO[bytes] | None = None
+
+
+def _use() -> None:
+    """Keep `clean` of other processes from removing entries while this process runs."""
+    global _in_use
+    if _in_use is None:
+        _in_use = (directory() / "in-use.lock").open("wb")
+        fcntl.flock(_in_use, fcntl.LOCK_SH)
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ def select(
         title: The entry for people: "Root file system for ppc64el".
         name: The entry's name; its directories begin with it.
         key: The hash of its recipe.
-        candidates: Gives the origins, best first. It may raise Unavailable after the last one.
+        candidates: Gives the origins, best first.
         build: Makes the entry of what `fetch` gave, in the entry's directory, which exists; its
             last argument is a directory for scratch.
         choice_of: What the candidates were chosen for, where several choices share entries.
@@ -105,15 +121,18 @@ def select(
         BenchError: No candidate can be had; the message has each one's reason.
     """
     record = images() / f"{name}{choice_of and '-'}{choice_of}-{key}.json"
-    with locked(images() / f"{name}.lock"):
-        choice = _Choice.read(record)
-        if choice is None or choice.stale:
-            choice = _choose(title, name, key, candidates, build, choice)
-            record.write_text(json.dumps(vars(choice)))
-        entry = images() / choice.entry
-        os.utime(entry)
-        os.utime(record)
-        return entry
+    _use()
+    choice = _Choice.read(record)
+    if choice is None or choice.stale:
+        with locked(images() / f"{name}.lock", title):
+            choice = _Choice.read(record)  # another bench may have made it meanwhile
+            if choice is None or choice.stale:
+                choice = _choose(title, name, key, candidates, build, choice)
+                choice.write(record)
+    entry = images() / choice.entry
+    os.utime(entry)
+    os.utime(record)
+    return entry
 
 
 @dataclass
@@ -134,6 +153,11 @@ class _Choice:
             return None
         return choice if (images() / choice.entry).is_dir() else None
 
+    def write(self, record: Path) -> None:
+        unfinished = record.with_suffix(".new")
+        unfinished.write_text(json.dumps(vars(self)))
+        unfinished.replace(record)
+
     @property
     def stale(self) -> bool:
         return bool(self.refused) and not 0 <= time.time() - self.tried < RETRY_SECONDS
@@ -153,39 +177,44 @@ def _choose(
     present: _Choice | None,
 ) -> _Choice:
     refused: list[str] = []
-    try:
-        for candidate in candidates():
-            if present and candidate.origin == present.origin:
-                break
-            try:
-                fetched = candidate.fetch()
-            except Unavailable as error:
-                refused.append(f"{candidate.origin}: {error.brief}")
-                continue
-            entry = f"{name}-{candidate.origin}-{key}"
-            _make(name, images() / entry, partial(build, fetched))
-            if refused:
-                say(f"{title}: {candidate.origin}, because of {'; '.join(refused)}")
-            now = time.time()
-            return _Choice(entry, candidate.origin, refused, now, now)
-    except Unavailable as error:
-        refused.append(error.brief)
+    passing = False
+    for candidate in candidates():
+        if present and candidate.origin == present.origin:
+            break
+        try:
+            fetched = candidate.fetch()
+        except Unavailable as error:
+            refused.append(f"{candidate.origin}: {error.brief}")
+            passing |= error.passing
+            continue
+        entry = f"{name}-{candidate.origin}-{key}"
+        _make(name, images() / entry, partial(build, fetched))
+        if refused:
+            say(f"{title}: {candidate.origin}, because of {'; '.join(refused)}")
+        now = time.time()
+        return _Choice(entry, candidate.origin, refused, now, now)
     if present is None:
-        raise BenchError(
-            f"{title} cannot be made: no suite has all its packages. Mirrors are in such a state "
-            f"for hours or days after a point release: try again later.\n  " + "\n  ".join(refused)
+        advice = (
+            " A mirror lacks files for hours or days after a point release: try again later."
+            if passing
+            else ""
         )
-    present.refused, present.tried = refused or present.refused, time.time()
-    say(f"{title}: still {present.origin}, {present.age}, because of {'; '.join(present.refused)}")
+        reasons = "".join(f"\n  {reason}" for reason in refused)
+        raise BenchError(f"{title} cannot be made.{advice}{reasons}")
+    present.refused, present.tried = refused, time.time()
+    if refused:
+        say(f"{title}: still {present.origin}, {present.age}, because of {'; '.join(refused)}")
     return present
 
 
 def _make(name: str, entry: Path, build: Callable[[Path, Path], None]) -> None:
     if entry.is_dir():
         return
-    unfinished = f"unfinished-{name}-"
+    # No name has the character @, so this is no part of another name's directories.
+    unfinished = f"unfinished@{name}@"
     for leftover in images().glob(f"{unfinished}*"):
-        shutil.rmtree(leftover)  # of a build that was killed: the lock is ours
+        # Its build was killed: a build that runs holds the lock that this process has.
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=images(), prefix=unfinished) as scratch:
         made = Path(scratch, "entry")
         made.mkdir()
@@ -196,11 +225,20 @@ def _make(name: str, entry: Path, build: Callable[[Path, Path], None]) -> None:
 
 def _remove_unused() -> None:
     for path in images().iterdir():
-        if time.time() - path.stat().st_mtime > UNUSED_SECONDS:
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.suffix == ".json":
-                path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another bench does the same
+            if time.time() - path.stat().st_mtime > UNUSED_SECONDS:
+                if path.is_dir():
+                    _remove(path)
+                elif path.suffix == ".json":
+                    path.unlink()
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory. It loses its name first: half of an entry must not look like one."""
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix="unfinished@removed@", ignore_cleanup_errors=True
+    ) as graveyard:
+        path.rename(Path(graveyard, path.name))
 
 
 @dataclass(frozen=True)
@@ -246,12 +284,22 @@ def clean(unused_days: float | None) -> int:
         unused_days: Only what was not used for so long; None for all.
 
     Python environments stay: the caller may run in one.
+
+    Raises:
+        BenchError: Another bench is running.
     """
     freed = 0
+    directory().mkdir(parents=True, exist_ok=True)
+    lock = (directory() / "in-use.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BenchError("another bench is running: run `tools/bench clean` after it") from None
     for entry in entries():
         if entry.path.name.startswith("venv-"):
             continue
         if unused_days is None or entry.age > unused_days * 24 * 3600:
-            shutil.rmtree(entry.path)
+            _remove(entry.path)
             freed += entry.size
+    lock.close()
     return freed

@@ -99,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     booting.add_argument(
         "--suite",
-        metavar="NAME",
-        help="take the root file system from this suite of Debian, and the kernel where the suite "
-        f"has it (default: the first of {', '.join(ROOT_SUITES)} that can be had whole)",
+        choices=ROOT_SUITES,
+        help="take root file system and kernel from this suite of Debian (default: the first that "
+        "can be had whole)",
     )
     booting.add_argument(
         "--qemu",
@@ -155,6 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     if parsed.verbose:
         os.environ["PYVFIO_VERBOSE"] = "1"
+    # While images are made these end the bench as Ctrl-C does, apt and compilers with it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         if parsed.verb == "list":
             print(_json() if parsed.json else _listing(), flush=True)
@@ -180,6 +183,11 @@ def _listing() -> str:
     for profile in PROFILES.values():
         lines.append(f"{profile.name}: {profile.description}")
         lines += [f"  {it.address}  {it.name:<12} {it.description}" for it in profile.devices]
+        lines += [
+            f"  {it.address}  {it.name:<12} {it.description}; from QEMU {addition.since} on"
+            for addition in profile.additions
+            for it in addition.devices
+        ]
         lines.append(f"  bus={profile.spare_port}    a free port for --qemu-args -device")
         lines.append(f"  --kernel {'|'.join(kernel.names(profile))}")
     lines.append(f"--qemu {'|'.join(emulator.NAMES)} (default {DEFAULT_QEMU})")
@@ -205,6 +213,11 @@ def _json() -> str:
             "kernels": kernel.names(profile),
             "spare_port": profile.spare_port,
             "devices": [dataclasses.asdict(device) for device in profile.devices],
+            "devices_of_newer_qemu": [
+                {"since": addition.since, **dataclasses.asdict(device)}
+                for addition in profile.additions
+                for device in addition.devices
+            ],
         }
         for profile in PROFILES.values()
     ]
@@ -296,7 +309,10 @@ def prepare(
         more: Debian packages to have in the root file system beside the bench's own.
         others: Further attributes of machine.Options.
     """
-    need_packages("kmod", "squashfs-tools", "debian-archive-keyring")
+    need_packages("debian-archive-keyring")
+    if others.get("accelerator") == "kvm" and not profile.kvm_cpu:
+        say(f"{profile.name} is emulated without KVM; going on with tcg")
+        others["accelerator"] = "tcg"
     if qemu == emulator.SYSTEM:
         need_packages(profile.qemu_package)
     options = {
@@ -325,7 +341,8 @@ def _run(
         start = time.monotonic()
         async with machine.boot(profile, options, time_limit) as host:
             left = None if time_limit is None else time_limit - (time.monotonic() - start)
-            return await host.run(command, _writer(sys.stdout), _writer(sys.stderr), left)
+            stdout, stderr = _writer(sys.stdout), _writer(sys.stderr)
+            return await host.run(command, stdout, stderr, left, of=time_limit)
 
     async def cancellable() -> int:
         loop = asyncio.get_running_loop()

@@ -86,15 +86,23 @@ def archive(suite: str, architecture: str) -> Iterator[Archive]:
     """
     place = cache.directory() / "debian" / f"{suite}-{architecture}"
     it = Archive(place, architecture, suite)
-    with cache.locked(place / "bench.lock"):  # another bench may want the same
+    title = f"a copy of packages of Debian {suite} for {architecture}"
+    with cache.locked(place.parent / f"{place.name}.lock", title):
         if place not in _updated:
-            with step(f"Fetching the lists of Debian {suite} for {architecture}") as progress:
-                it.update(progress)
-            _updated.add(place)
+            try:
+                with step(f"Fetching the lists of Debian {suite} for {architecture}") as progress:
+                    it.update(progress)
+                _updated[place] = None
+            except Unavailable as error:
+                _updated[place] = error
+        if refused := _updated[place]:
+            raise refused
+        os.utime(place)
         yield it
 
 
-_updated: set[Path] = set()
+_updated: dict[Path, Unavailable | None] = {}
+"""What came of fetching the lists, so that this process asks once."""
 
 
 class Archive:
@@ -143,6 +151,7 @@ class Archive:
             " debian-archive-keyring if a signature's key is unknown\n"
             + "\n".join(f"{where}:\n{error}" for where, error in failures.items()),
             next((error.brief for error in failures.values()), "no mirror is configured"),
+            passing=any(error.passing for error in failures.values()),
         )
 
     def names(self, pattern: str) -> list[str]:
@@ -232,8 +241,7 @@ class Archive:
             text=True,
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
         ) as apt:
-            assert apt.stdout is not None
-            for line in apt.stdout:
+            for line in _lines(apt):
                 if progress := re.match(r"dlstatus:\d+:(\d+)", line):
                     step.update(f"{progress[1]} %")
                 else:
@@ -242,9 +250,25 @@ class Archive:
                         print(line, end="", file=sys.stderr, flush=True)
         if apt.returncode != 0:
             complaints = [line for line in lines if line.startswith(("E:", "W:"))]
+            if any("broken packages" in line for line in complaints):
+                complaints = lines  # the lines above name the packages
             message = "".join(complaints or lines).strip()
-            raise Unavailable(message, brief(message))
+            raise Unavailable(message, brief(message), passing=bool(_PASSING.search(message)))
         return "".join(lines)
+
+
+# Reasons of apt that pass by themselves: a mirror takes over a point release.
+_PASSING = re.compile(r"404|unexpected size|[Hh]ash [Ss]um mismatch|Mirror sync in progress")
+
+
+def _lines(apt: subprocess.Popen[str]) -> Iterator[str]:
+    """Give apt's lines; whatever ends this process before apt ends apt."""
+    assert apt.stdout is not None
+    try:
+        yield from apt.stdout
+    except BaseException:
+        apt.terminate()
+        raise
 
 
 def version_key(name: str) -> list[int]:

@@ -7,6 +7,7 @@ libraries, modules and firmware.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,10 +60,10 @@ class Emulator:
         """Ask a program of it for its version: (7, 2, 18)."""
         command = [*self.command(program), "--version"]
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
-        words = done.stdout.split()
-        if done.returncode != 0 or len(words) < 4:
-            raise BenchError(f"{program} does not start: {done.stderr.strip()}")
-        return tuple(int(number) for number in words[3].split("."))
+        found = re.search(r"version (\d+)\.(\d+)\.(\d+)", done.stdout)
+        if done.returncode != 0 or found is None:
+            raise BenchError(f"{program} --version failed: {done.stderr or done.stdout}")
+        return int(found[1]), int(found[2]), int(found[3])
 
     def _libraries(self) -> Path:
         assert self.directory is not None

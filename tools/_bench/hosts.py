@@ -139,7 +139,7 @@ class Bench:
         return subprocess.CompletedProcess(words, status, *map(_text, outputs))
 
     def _up(self, wanted: Wanted) -> machine.Host:
-        if self._host is None or self._wanted != wanted:
+        if self._host is None or self._wanted != wanted or not self._host.alive:
             self.end()
             profile = PROFILES[wanted.profile]
             options = prepare(

@@ -26,7 +26,7 @@ MODULES = (
 # root file system has from another suite.
 ASSUMED = ("kmod", "linux-base", "initramfs-tools", "binutils", "xz-utils")
 IOMMUFD, IOMMUFD_SERIES = "iommufd", "7"
-OLDER_VERSIONS = 3  # so many of a suite are tried
+VERSIONS = 3  # so many of a suite are tried, newest first
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def names(profile: Profile) -> list[str]:
         name
         for flavour in profile.flavours
         if flavour
-        for name in (flavour, *(f"{series}-{flavour}" for series in SERIES))
+        for name in (flavour, *(f"{series}-{flavour}" for series in SERIES if series != "6.1"))
     ]
 
 
@@ -112,10 +112,14 @@ def get(profile: Profile, it: Wanted, suite: str | None = None) -> Kernel:
     def build(files: Sequence[Path], entry: Path, scratch: Path) -> None:
         _build(profile, it, files, entry, scratch)
 
-    if it.iommufd:
-        need_packages(*iommufd.PACKAGES)
     name = f"kernel-{it.flavour}" + it.iommufd * f"-{IOMMUFD}"
-    choice = "-or-".join(it.series) + (f"-of-{suite}" if suite else "")
+    suites = [each for name in it.series for each in SERIES[name].suites]
+    if suite and suite not in suites:
+        raise BenchError(
+            f"Debian {suite} has no Linux {' or '.join(it.series)}: leave out --suite, or take one "
+            f"of {', '.join(suites)}"
+        )
+    choice = "-or-".join(it.series) + "-of-" + (suite or "-".join(suites))
     title = f"Linux {it.series[0]} for {it.flavour}" + it.iommufd * " with iommufd"
     return Kernel(
         cache.select(title, name, key, lambda: _candidates(profile, it, suite), build, choice)
@@ -129,7 +133,9 @@ def _candidates(
     for name in it.series:
         series = SERIES[name]
         before, after = "linux-image-", f"-{it.flavour}"
-        for each in (suite,) if suite in series.suites else series.suites:
+        for each in series.suites:
+            if suite not in (None, each):
+                continue
             pattern = re.escape(before) + series.version + re.escape(after)
             try:
                 with debian.archive(each, profile.architecture) as archive:
@@ -137,24 +143,35 @@ def _candidates(
             except Unavailable as error:
                 yield cache.Candidate(each, partial(_fail, error))
                 continue
-            for package in packages[:OLDER_VERSIONS]:
+            if not packages:
+                reason = f"the suite has no Linux {name} of the flavour {it.flavour}"
+                yield cache.Candidate(each, partial(_fail, Unavailable(reason)))
+            for package in packages[:VERSIONS]:
                 version = package.removeprefix(before).removesuffix(after)
-                fetched = [package]
-                if it.iommufd:
-                    fetched.append("linux-source-" + ".".join(version.split(".")[:2]))
-                yield cache.Candidate(
-                    version, partial(debian.fetch, each, profile.architecture, fetched, ASSUMED)
-                )
+                yield cache.Candidate(version, partial(_fetch, each, profile, it, package, version))
 
 
 def _fail(error: Unavailable) -> Sequence[Path]:
     raise error
 
 
+def _fetch(suite: str, profile: Profile, it: Wanted, package: str, version: str) -> Sequence[Path]:
+    packages = [package]
+    if it.iommufd:
+        packages.append("linux-source-" + ".".join(version.split(".")[:2]))
+    fetched = debian.fetch(suite, profile.architecture, packages, ASSUMED)
+    # A suite has only the newest version of a source package.
+    number = version.partition("+")[0]
+    if it.iommufd and not any(path.name.startswith(f"{packages[1]}_{number}-") for path in fetched):
+        raise Unavailable(f"{packages[1]} is not of version {number}")
+    return fetched
+
+
 def _build(
     profile: Profile, it: Wanted, packages: Sequence[Path], entry: Path, scratch: Path
 ) -> None:
     everything = scratch / "everything"
+    need_packages("kmod", *(iommufd.PACKAGES if it.iommufd else ()))
     with step("Unpacking the kernel"):
         for package in packages:
             debian.unpack(package, everything)

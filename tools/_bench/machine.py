@@ -49,6 +49,10 @@ class QemuCrashed(MachineDied):
     """QEMU ended by a signal of its own making."""
 
 
+class BootCrashed(QemuCrashed, BootFailed):
+    """QEMU ended by a signal of its own making before a command could run."""
+
+
 class TimeLimit(BenchError):
     """The emulated host was ended at the time limit."""
 
@@ -85,8 +89,8 @@ class Options:
             "checkout": str(self.checkout),
             "load": " ".join(profile.load),
             "shell_tty": profile.shell_tty if self.terminal else "",
-            # A shell sees the edits that its user makes outside; a single command's files are
-            # worth caching.
+            # A shell sees the edits that its user makes outside. A command's files are worth
+            # caching; the next command mounts the checkout anew.
             "mount_options": "cache=none" if self.terminal else "cache=loose",
             "TERM": os.environ.get("TERM", "dumb"),
         }
@@ -210,8 +214,18 @@ class Host:
         if await self._heard() != "ready":
             raise await self._death(BootFailed, "QEMU ended before the guest was up")
 
+    @property
+    def alive(self) -> bool:
+        """Whether the host can run a command."""
+        return self._qemu.returncode is None and not self._reader.at_eof()
+
     async def run(
-        self, command: Command, stdout: Write, stderr: Write, time_limit: float | None = None
+        self,
+        command: Command,
+        stdout: Write,
+        stderr: Write,
+        time_limit: float | None = None,
+        of: float | None = None,
     ) -> int:
         """Run a command and pass its output on as it comes.
 
@@ -220,6 +234,7 @@ class Host:
             stdout: Called with what it writes to its standard output.
             stderr: The same for its standard error.
             time_limit: In seconds; None for no limit.
+            of: The limit of which this is what the boot has left.
 
         Returns:
             Its exit status.
@@ -247,7 +262,7 @@ class Host:
                 status, *_ = await asyncio.wait_for(asyncio.gather(*tasks[:3]), time_limit)
             except asyncio.TimeoutError:
                 raise TimeLimit(
-                    f"the time limit of {time_limit:g} s is over, QEMU was ended"
+                    f"the time limit of {of or time_limit:g} s is over, QEMU was ended"
                     + last_words(self._files)
                 ) from None
             finally:
@@ -279,7 +294,7 @@ class Host:
         with contextlib.suppress(asyncio.TimeoutError):
             status = await asyncio.wait_for(self._qemu.wait(), ENDING_SECONDS)
             if -status in CRASHES:
-                kind = QemuCrashed
+                kind = BootCrashed if kind is BootFailed else QemuCrashed
                 text = (
                     f"QEMU itself crashed ({signal.Signals(-status).name}), which is no fault of "
                     f"the guest's: run it again; {text}"

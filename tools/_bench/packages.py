@@ -15,4 +15,6 @@ def need_packages(*packages: str) -> None:
     script = '. "$0"; need_packages "$@"'
     done = subprocess.run(["bash", "-c", script, str(BOOTSTRAP), *packages], check=False)
     if done.returncode != 0:
-        raise BenchError(f"the bench needs {' '.join(packages)}")
+        raise BenchError(
+            f"packages are missing: apt-get install --no-install-recommends {' '.join(packages)}"
+        )

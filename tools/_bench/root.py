@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from . import BenchError, cache, cpio, debian
+from .packages import need_packages
 from .progress import Step, step
 from .suites import ROOT_SUITES
 
@@ -85,12 +86,11 @@ class Root:
         """The part of the initramfs that finds the disk and starts init from it."""
         return self.directory / "early.cpio"
 
-    @property
-    def suite(self) -> str:
-        return (self.directory / "suite").read_text()
-
     def whole(self) -> Path:
-        """Return the whole tree as an initramfs, made when it is first asked for."""
+        """Return the tree as an initramfs, made when it is first asked for.
+
+        It is without numpy: QEMU's powernv machines take 128 MiB at most.
+        """
         path = self.directory / "whole.cpio"
         if not path.exists():
             with (
@@ -99,6 +99,8 @@ class Root:
             ):
                 tree, unfinished = Path(scratch, "root"), Path(scratch, "cpio")
                 _run(["unsquashfs", "-quiet", "-no-progress", "-d", str(tree), str(self.disk)])
+                for numpy in tree.glob("usr/lib/python3*/dist-packages/numpy"):
+                    shutil.rmtree(numpy)
                 with unfinished.open("wb") as output:
                     cpio.write(tree, output)
                 unfinished.rename(path)
@@ -128,7 +130,7 @@ def get(architecture: str, more: Sequence[str] = (), suite: str | None = None) -
             yield cache.Candidate(each, partial(_fetch, architecture, more, each))
 
     title = f"Root file system for {architecture}"
-    name, choice = f"root-{architecture}", f"of-{suite}" if suite else ""
+    name, choice = f"root-{architecture}", f"of-{'-'.join(suites)}"
     return Root(cache.select(title, name, key(architecture, more), candidates, _build, choice))
 
 
@@ -156,6 +158,7 @@ def left_out(more: Sequence[str]) -> list[str]:
 
 def _build(packages: _Packages, entry: Path, scratch: Path) -> None:
     root, compiler = scratch / "root", scratch / "compiler"
+    need_packages("squashfs-tools")
     with step("Unpacking") as progress:
         _unpack(packages.guest, root, progress)
         if packages.compiler:

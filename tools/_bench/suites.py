@@ -31,5 +31,5 @@ SERIES = {
 DEFAULT_SERIES = ("6.12", "7")
 
 # QEMU for this machine, by its major version, beside the machine's own ("system").
-QEMU_SUITES = {"10": ("trixie", "bookworm-backports"), "11": ("forky", "sid")}
+QEMU_SUITES = {"10": ("trixie",), "11": ("forky", "sid")}
 DEFAULT_QEMU = "system"
