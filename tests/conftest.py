@@ -48,6 +48,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         total = sum(took for _, took in boots)
         words = ", ".join(f"{host} {took:.0f} s" for host, took in boots)
         terminalreporter.line(f"{total:7.1f} s  {len(boots):5} boots  of these: {words}")
+    for host in properties["failed boot"]:
+        terminalreporter.line(f"a boot of {host} failed, and it was booted once more")
     for crash in properties["crash"]:
         terminalreporter.line(f"QEMU crashed, and the command was run once more: {crash}")
     if cells := properties["cell"]:

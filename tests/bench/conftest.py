@@ -71,6 +71,9 @@ def hosts(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Hosts]:
     request.node.user_properties += [("crash", crash) for crash in hosts.crashes]
     for boot in bench.boots[before:]:
         request.node.user_properties.append(("boot", (boot.wanted.profile, boot.seconds)))
+        if boot.failure:
+            print(boot.failure)
+            request.node.user_properties.append(("failed boot", boot.wanted.profile))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from . import BenchError, machine
 from .cli import CHECKOUT, prepare
-from .profiles import PROFILES
+from .profiles import PROFILES, Profile
 from .suites import DEFAULT_QEMU
 
 T = TypeVar("T")
@@ -59,10 +59,12 @@ class Boot:
     Attributes:
         wanted: The host.
         seconds: How long it took.
+        failure: Why it did not come up; empty if it did.
     """
 
     wanted: Wanted
     seconds: float
+    failure: str = ""
 
 
 class Bench:
@@ -151,12 +153,26 @@ class Bench:
                 qemu_arguments=shlex.split(wanted.qemu_args),
                 kernel_arguments=wanted.append,
             )
-            start = time.monotonic()
-            booting = machine.boot(profile, options, BOOT_SECONDS)
-            self._host = self._do(lambda: self._stack.enter_async_context(booting))
+            try:
+                self._host = self._boot(wanted, profile, options)
+            except machine.BootFailed:
+                # QEMU 7.2 runs a breakpoint that is no longer there once in some dozens of boots
+                # while Linux patches its code. Nothing has run yet, so another boot hides nothing.
+                self._host = self._boot(wanted, profile, options)
             self._wanted = wanted
-            self.boots.append(Boot(wanted, time.monotonic() - start))
         return self._host
+
+    def _boot(self, wanted: Wanted, profile: Profile, options: machine.Options) -> machine.Host:
+        start = time.monotonic()
+        booting = machine.boot(profile, options, BOOT_SECONDS)
+        failure = ""
+        try:
+            return self._do(lambda: self._stack.enter_async_context(booting))
+        except BaseException as error:
+            failure = str(error)
+            raise
+        finally:
+            self.boots.append(Boot(wanted, time.monotonic() - start, failure))
 
     def _do(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Wait for a coroutine in the thread of the event loop; Ctrl-C cancels it."""
