@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _once(bench: Bench, wanted: Wanted, command: str) -> tuple[str, float]:
-    start = time.monotonic()
+    start, before = time.monotonic(), len(bench.boots)
     bench.end()
     try:
         done = bench.run(wanted, command, time_limit=300)
@@ -69,6 +69,10 @@ def _once(bench: Bench, wanted: Wanted, command: str) -> tuple[str, float]:
         known = (machine.QemuCrashed, machine.BootFailed, machine.MachineDied, machine.TimeLimit)
         kind = next((kind for kind in known if isinstance(error, kind)), BenchError)
         return kind.__name__, time.monotonic() - start
+    for boot in bench.boots[before:]:
+        if boot.failure:
+            say(boot.failure)
+            return "boot failed", time.monotonic() - start
     if done.returncode:
         say(done.stdout + done.stderr)
         return BAD_STATUS, time.monotonic() - start
