@@ -39,6 +39,7 @@ _IFLA_XDP_ATTACHED = 2
 _NETNSA_NSID = 1
 _NETNSA_FD = 3
 
+_ANSWER_SECONDS = 5.0
 _ADDRESS_SIZES = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 _nlmsghdr = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -156,6 +157,7 @@ def _ask(request: int, answer: int, body: bytes, *, flags: int) -> Iterator[byte
     """Ask the kernel; gives the bodies of its answers."""
     header = _nlmsghdr.pack(_nlmsghdr.size + len(body), request, _NLM_F_REQUEST | flags, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(_ANSWER_SECONDS)  # a namespace may go while it is asked
         netlink.sendto(header + body, (0, 0))
         while True:
             data = netlink.recv(1 << 17)

@@ -15,7 +15,8 @@ from pyvfio.pci.usage import netlink
 from .others import ip, needs_namespaces, network, process, who
 from .tree import Tree
 
-pytestmark = needs_namespaces
+# All processes and namespaces of this machine are looked into, those of other tests among them.
+pytestmark = [needs_namespaces, pytest.mark.xdist_group("users of this machine")]
 
 UNSHARE = "assert ctypes.CDLL(None).unshare(int(sys.argv[1], 16)) == 0"
 NETWORK = "40000000"  # CLONE_NEWNET

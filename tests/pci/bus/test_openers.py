@@ -16,6 +16,9 @@ from .driver_core import DriverCore
 from .others import loop, number, process, who
 from .tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 ADDRESS = "0000:01:00.0"
 IORESOURCE_MEM = 0x200  # include/linux/ioport.h
 FULL = Path("/dev/full")  # a character device that anybody may open
