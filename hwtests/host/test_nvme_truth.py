@@ -38,10 +38,13 @@ PIECE = 4096
 
 
 def controllers() -> list[Function]:
+    """List the controllers that have disks: the bench's SR-IOV controller has none."""
     return [
         function
         for function in functions()
-        if function.class_code == CLASS_CODE and function.driver == "nvme"
+        if function.class_code == CLASS_CODE
+        and function.driver == "nvme"
+        and not (function.sysfs / "sriov_totalvfs").exists()
     ]
 
 
