@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from pyvfio import errors
-from pyvfio._sys import File, signals
+from pyvfio._sys import File
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import pci_regs, vfio
 from pyvfio.device import info
 from pyvfio.device.config import ConfigRegion, LiveConfig
@@ -75,7 +76,7 @@ def open(
     function = address if isinstance(address, Function) else Function(address)
     with ExitStack() as stack:
         # The kernel takes its time to open a device: Ctrl-C meanwhile must not lose the descriptor.
-        with signals.held_back():
+        with deferred_signals():
             if space is None:
                 space = stack.enter_context(open_space())
             file = space.open_device(function)
