@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import warnings
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +21,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyvfio.abi.ioctl import Request
+
+# A call that signals interrupt this often is given up: a timer may leave it no time to finish.
+_MOST_TRIES = 1000
+
+# Held while descriptors are closed, or given to somebody who must not find their number reused, and
+# while the last call on a closed one leaves it.
+# Reentrant: a signal handler may close what the main thread is about to wait for.
+lock = threading.RLock()
 
 
 def refused(error: OSError, call: str, path: str) -> errors.KernelError:
@@ -32,6 +43,10 @@ def refused(error: OSError, call: str, path: str) -> errors.KernelError:
 class File(Closing):
     """A file descriptor and the one right to close it.
 
+    Threads may share it. Where one thread closes it while others make calls on it, the last of
+    these closes the descriptor: its number cannot become another file's before. That is not so for
+    who takes the number by :meth:`fileno`.
+
     After a fork the child's copy is closed at once, so that a child never keeps a device open; what
     was built on it raises :class:`~pyvfio.errors.Closed` there.
 
@@ -41,14 +56,24 @@ class File(Closing):
             refusal; None for nobody.
     """
 
-    __slots__ = ("__weakref__", "_fd", "path", "watcher")
+    __slots__ = ("__weakref__", "_closing", "_fd", "_waiting", "path", "watcher")
 
     watcher: Callable[[Request, Any, int | OSError], None] | None
 
     def __init__(self, fd: int, path: str) -> None:
+        """Own an open descriptor; :meth:`open` and :meth:`made_by` make one.
+
+        Args:
+            fd: the descriptor.
+            path: the file's name, for messages.
+        """
         self._fd = fd
         self.path = path
         self.watcher = None
+        # One for each thread that uses the descriptor; and the descriptor of a closed file, for the
+        # last of them. Lists, whose append and pop are atomic: a lock is dearer.
+        self._waiting: list[None] = []
+        self._closing: list[int] = []
         _live.add(self)
 
     @classmethod
@@ -60,12 +85,29 @@ class File(Closing):
             OpenFilesLimit: EMFILE.
             KernelError: anything else; a missing file keeps errno ENOENT.
         """
-        try:
-            return cls(calls.open(path, flags | os.O_CLOEXEC), path)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise errors.AccessDenied(error.errno, "open", path) from None
-            raise refused(error, "open", path) from None
+
+        def opened() -> int:
+            try:
+                return calls.open(path, flags | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EPERM):
+                    raise errors.AccessDenied(error.errno, "open", path) from None
+                raise refused(error, "open", path) from None
+
+        return cls.made_by(opened, path)
+
+    @classmethod
+    def made_by(cls, call: Callable[[], int], path: str) -> Self:
+        """Own the descriptor that a system call returns, which no signal can come between.
+
+        Args:
+            call: makes the call.
+            path: as for the constructor.
+        """
+        with deferred_signals() as section:
+            file = cls(call(), path)
+            section.undo(file.close)
+            return file
 
     @property
     def closed(self) -> bool:
@@ -82,13 +124,14 @@ class File(Closing):
             raise self._closed()
         return self._fd
 
-    def ioctl(self, request: Request, arg: Any = 0) -> int:
+    def ioctl(self, request: Request, arg: Any = 0, *, retry: bool = True) -> int:
         """ioctl(2).
 
         Args:
             request: what to do; its name appears in errors.
             arg: an int, or a writable buffer (ctypes structure, bytearray) that the kernel reads
                 and may change.
+            retry: make the call again when a signal interrupted it. Its handler is called before.
 
         Returns:
             The call's own result, never negative.
@@ -97,19 +140,33 @@ class File(Closing):
             KernelError: the kernel refused.
             Closed: the file was closed.
         """
+        waiting = self._waiting
+        tries = 1
         try:
-            result = calls.ioctl(self._fd, request, arg)
-        except OSError as error:
+            waiting.append(None)
+            while True:
+                try:
+                    result = calls.ioctl(self._fd, request, arg)
+                    break
+                except OSError as error:
+                    if error.errno == errno.EINTR and retry and tries < _MOST_TRIES:
+                        tries += 1
+                        continue
+                    if self.watcher is not None:
+                        self.watcher(request, arg, error)
+                    raise self.refused(error, request.name) from None
+                except ValueError:
+                    if self._fd < 0:
+                        raise self._closed() from None
+                    raise
             if self.watcher is not None:
-                self.watcher(request, arg, error)
-            raise self.refused(error, request.name) from None
-        except ValueError:
+                self.watcher(request, arg, result)
+            return result
+        finally:
+            if waiting:
+                waiting.pop()
             if self._fd < 0:
-                raise self._closed() from None
-            raise
-        if self.watcher is not None:
-            self.watcher(request, arg, result)
-        return result
+                self._leave()
 
     def pread(self, size: int, offset: int) -> bytes:
         """Read exactly `size` bytes at `offset`.
@@ -118,11 +175,17 @@ class File(Closing):
             KernelError: the kernel refused, or gave fewer bytes (EIO).
             Closed: the file was closed.
         """
-        fd = self.fileno()
+        waiting = self._waiting
         try:
-            data = calls.pread(fd, size, offset)
+            waiting.append(None)
+            data = calls.pread(self.fileno(), size, offset)
         except OSError as error:
             raise self.refused(error, "pread") from None
+        finally:
+            if waiting:
+                waiting.pop()
+            if self._fd < 0:
+                self._leave()
         if len(data) != size:
             raise errors.KernelError(
                 errno.EIO, "pread", self.path, f"{len(data)} of {size} bytes at {offset:#x}"
@@ -136,26 +199,79 @@ class File(Closing):
             KernelError: the kernel refused, or took fewer bytes (EIO).
             Closed: the file was closed.
         """
-        fd = self.fileno()
+        waiting = self._waiting
         try:
-            count = calls.pwrite(fd, data, offset)
+            waiting.append(None)
+            count = calls.pwrite(self.fileno(), data, offset)
         except OSError as error:
             raise self.refused(error, "pwrite") from None
+        finally:
+            if waiting:
+                waiting.pop()
+            if self._fd < 0:
+                self._leave()
         if count != len(data):
             raise errors.KernelError(
                 errno.EIO, "pwrite", self.path, f"{count} of {len(data)} bytes at {offset:#x}"
             )
 
     def close(self) -> None:
-        """Close the descriptor; closing again does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            calls.close(fd)
+        """Close the descriptor; closing again does nothing.
+
+        Raises:
+            KernelError: the kernel reported an error; the descriptor is gone all the same.
+        """
+        with deferred_signals():
+            # Closed first: whoever begins a call from now on finds that.
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                self._release(fd)
+            self._leave()
+
+    def _release(self, fd: int) -> None:
+        """Hand the descriptor of a file that is closed now to the last call on it."""
+        self._closing.append(fd)
+
+    def _leave(self) -> None:
+        """No more is done here with the file since it is closed: let the last one close it."""
+        with lock:
+            try:
+                fd = self._closing.pop()  # ours alone: a signal handler may come here too
+            except IndexError:  # another was the last, or it was closed before
+                return
+            if self._waiting:
+                try:
+                    self._wake(fd)
+                finally:
+                    self._closing.append(fd)
+                return
+            try:
+                calls.close(fd)
+            except OSError as error:
+                # Linux has closed it whatever it says; EINTR is not even an error.
+                if error.errno != errno.EINTR:
+                    raise self.refused(error, "close") from None
+
+    def _wake(self, fd: int) -> None:
+        """Make those return that wait in a call on the descriptor, where that is possible."""
+
+    def _abandon(self) -> None:
+        """Close the descriptor and nothing else, in the child of a fork."""
+        fds = [self._fd, *self._closing]
+        self._fd = -1
+        self._closing.clear()
+        self._waiting.clear()  # of threads that are not here
+        for fd in fds:
+            if fd >= 0:
+                with suppress(OSError):
+                    calls.close(fd)
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
@@ -184,9 +300,11 @@ _live: weakref.WeakSet[File] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
+    global lock
+    lock = threading.RLock()  # another thread of the parent may have held it
     for file in list(_live):
-        # Not what a subclass makes of it: the parent must not notice.
-        File.close(file)
+        # Not what a subclass makes of closing: the parent must not notice.
+        file._abandon()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -141,7 +141,7 @@ class Vcpu(Closing):
         run, shared = self._run, self._shared
         assert run is not None
         try:
-            self.file.ioctl(kvm.KVM_RUN)
+            self.file.ioctl(kvm.KVM_RUN, retry=False)  # a signal ends it: "INTR"
         except errors.KernelError as error:
             if error.errno == errno.EFAULT:
                 raise errors.KernelError.from_call(
