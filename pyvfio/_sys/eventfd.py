@@ -74,7 +74,7 @@ class EventFd(File):
             return self._read(self.fileno())
         finally:
             if waiting:
-                waiting.pop()
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
 
@@ -124,7 +124,7 @@ class EventFd(File):
                 self._polls.append(poll)
         finally:
             if waiting:
-                waiting.pop()
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
 
@@ -213,7 +213,7 @@ class EventFd(File):
             raise failure from None
         finally:
             if waiting:
-                waiting.pop()
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
 

@@ -141,30 +141,25 @@ class File(Closing):
             Closed: the file was closed.
         """
         waiting = self._waiting
-        tries = 1
         try:
             waiting.append(None)
-            while True:
-                try:
-                    result = calls.ioctl(self._fd, request, arg)
-                    break
-                except OSError as error:
-                    if error.errno == errno.EINTR and retry and tries < _MOST_TRIES:
-                        tries += 1
-                        continue
-                    if self.watcher is not None:
-                        self.watcher(request, arg, error)
-                    raise self.refused(error, request.name) from None
-                except ValueError:
-                    if self._fd < 0:
-                        raise self._closed() from None
-                    raise
+            result = calls.ioctl(self._fd, request, arg)
             if self.watcher is not None:
                 self.watcher(request, arg, result)
             return result
+        except OSError as error:
+            if isinstance(error, errors.Error):  # of the watcher
+                raise
+            if error.errno == errno.EINTR and retry:
+                return self._ioctl_again(request, arg)
+            raise self._ioctl_refused(error, request, arg) from None
+        except ValueError:
+            if self._fd < 0:
+                raise self._closed() from None
+            raise
         finally:
             if waiting:
-                waiting.pop()
+                del waiting[-1]  # no call: nothing is interrupted here
             if self._fd < 0:
                 self._leave()
 
@@ -183,7 +178,7 @@ class File(Closing):
             raise self.refused(error, "pread") from None
         finally:
             if waiting:
-                waiting.pop()
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
         if len(data) != size:
@@ -207,7 +202,7 @@ class File(Closing):
             raise self.refused(error, "pwrite") from None
         finally:
             if waiting:
-                waiting.pop()
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
         if count != len(data):
@@ -227,6 +222,24 @@ class File(Closing):
             if fd >= 0:
                 self._release(fd)
             self._leave()
+
+    def _ioctl_again(self, request: Request, arg: Any) -> int:
+        for left in reversed(range(_MOST_TRIES - 1)):
+            try:
+                result = calls.ioctl(self._fd, request, arg)
+            except OSError as error:
+                if error.errno != errno.EINTR or not left:
+                    raise self._ioctl_refused(error, request, arg) from None
+            else:
+                break
+        if self.watcher is not None:
+            self.watcher(request, arg, result)
+        return result
+
+    def _ioctl_refused(self, error: OSError, request: Request, arg: Any) -> errors.KernelError:
+        if self.watcher is not None:
+            self.watcher(request, arg, error)
+        return self.refused(error, request.name)
 
     def _release(self, fd: int) -> None:
         """Hand the descriptor of a file that is closed now to the last call on it."""
