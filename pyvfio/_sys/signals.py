@@ -22,6 +22,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,14 @@ _set_handler = _signal.signal
 
 _Handler = Callable[[int, "FrameType | None"], Any]
 
-_NUMBERS = tuple(sorted(set(range(1, signal.NSIG)) - {signal.SIGKILL, signal.SIGSTOP}))
+# A process cannot handle the first two; the others are about what it was just doing, and cannot
+# wait.
+_NOT_DEFERRED = {"KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "TRAP", "ABRT"}
+_NUMBERS = tuple(
+    each.value
+    for each in signal.Signals
+    if each < signal.SIGRTMIN and each.name.removeprefix("SIG") not in _NOT_DEFERRED
+)
 
 
 class deferred_signals:
@@ -42,14 +50,15 @@ class deferred_signals:
 
     What a handler raises then is raised at the end of the block. In other threads than the main one
     nothing can come between, and nothing is kept back. A signal whose handling is the kernel's own
-    (it ends the process) keeps it. A section inside another one is part of that.
+    (it ends the process) keeps it, and so do real-time signals. A section inside another one is
+    part of that.
     """
 
-    __slots__ = ("_deferral", "_steps")
+    __slots__ = ("_outermost", "_steps")
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
-        self._deferral: _Deferral | None = None  # only of the outermost one
+        self._outermost = False
 
     def undo(self, step: Callable[..., object], *arguments: object) -> None:
         """Do something if the block ends with an exception, one of a signal's handler included.
@@ -59,12 +68,14 @@ class deferred_signals:
         self._steps.append(partial(step, *arguments))
 
     def __enter__(self) -> Self:
-        if _current is None and threading.current_thread() is threading.main_thread():
-            deferral = _Deferral()
+        deferral = _deferral
+        if not deferral.active and get_ident() == _main_thread:
+            deferral.handlers = _python_handlers()
             try:
-                deferral.begin()
-                self._deferral = deferral
-            except BaseException:  # a handler that was not replaced yet
+                for number in deferral.handlers:
+                    _set_handler(number, deferral)
+                deferral.active = self._outermost = True
+            except BaseException:  # of a handler that was not replaced yet
                 deferral.end()
                 raise
         return self
@@ -75,22 +86,21 @@ class deferred_signals:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        deferral = self._deferral
-        if deferral is None:
+        if not self._outermost:
             if value is not None:
                 self._undo_all()
             return
         try:
             try:
-                if value is None:
-                    deferral.deliver()
-                else:
+                if value is not None:
                     self._undo_all()
+                elif _deferral.came:
+                    _deferral.deliver()
             except BaseException:
                 self._undo_all()  # with signals still deferred
                 raise
             finally:
-                deferral.end()
+                _deferral.end()
         except BaseException:
             self._undo_all()  # of a signal that came at the very last moment
             raise
@@ -111,66 +121,68 @@ def deliver() -> None:
 
     For loops that wait inside a section.
     """
-    if _current is not None and threading.current_thread() is threading.main_thread():
-        _current.deliver()
+    if _deferral.active and get_ident() == _main_thread:
+        _deferral.deliver()
 
 
 class _Deferral:
-    """The handler of all signals that are deferred, while they are."""
+    """The handler of all signals that are deferred, while they are.
+
+    Attributes:
+        active: whether they are.
+        handlers: those it stands in for, by number.
+        came: what came meanwhile, in order; each number once, as the kernel has it.
+    """
+
+    __slots__ = ("active", "came", "handlers")
 
     def __init__(self) -> None:
-        self._handlers = _python_handlers()
-        self._active = True
-        self._came: dict[int, FrameType | None] = {}  # in order; once each, as the kernel has it
+        self.active = False
+        self.handlers: dict[int, _Handler] = {}
+        self.came: dict[int, FrameType | None] = {}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._active:
-            self._came.setdefault(number, frame)
+        if self.active:
+            self.came.setdefault(number, frame)
         else:
-            # Another signal came while this one's handler was being put back.
-            self._handlers[number](number, frame)
-
-    def begin(self) -> None:
-        global _current
-        for number in self._handlers:
-            _set_handler(number, self)
-        _current = self
+            # It came while handlers are being replaced or put back.
+            self.handlers[number](number, frame)
 
     def deliver(self) -> None:
         """Call the handlers of what has come: each of them, whatever those before it raise."""
-        came, self._came = self._came, {}
+        came, self.came = self.came, {}
         self._call(list(came.items()))
 
     def _call(self, came: list[tuple[int, FrameType | None]]) -> None:
         if came:
             number, frame = came.pop(0)
             try:
-                self._handlers[number](number, frame)
+                self.handlers[number](number, frame)
             finally:
                 self._call(came)
 
     def end(self) -> None:
         """Put the handlers back, and call those of what came meanwhile."""
-        global _current
         try:
             self._put_back()
         finally:
-            self._active = False
-            _current = None
-            self.deliver()
+            self.active = False
+            if self.came:
+                self.deliver()
 
     def _put_back(self) -> None:
-        for number, handler in self._handlers.items():
-            if _get_handler(number) is self:  # not where the block has installed another one
-                try:
+        try:
+            for number, handler in self.handlers.items():
+                if _get_handler(number) is self:  # not where the block has installed another one
                     _set_handler(number, handler)
-                finally:
-                    # One that is back may raise at once, and must not leave the others replaced.
-                    self._put_back()
-                return
+        except BaseException:
+            # One that is back has raised at once, which must not leave the others replaced.
+            self._put_back()
+            raise
 
 
-_current: _Deferral | None = None
+_deferral = _Deferral()
+_main_thread = threading.main_thread().ident
 
 _seen: list[object] = []
 _seen_handlers: dict[int, _Handler] = {}
@@ -190,10 +202,13 @@ def _python_handlers() -> dict[int, _Handler]:
     return _seen_handlers
 
 
-def _end_in_child() -> None:
-    # Another thread may have forked while the main thread, which is not here, deferred them.
-    if _current is not None:
-        _current.end()
+def _begin_anew() -> None:
+    # The thread that forked is the main one of the child. Another one may have forked while the
+    # main thread, which is not here, deferred signals.
+    global _main_thread
+    _main_thread = get_ident()
+    if _deferral.active:
+        _deferral.end()
 
 
-os.register_at_fork(after_in_child=_end_in_child)
+os.register_at_fork(after_in_child=_begin_anew)

@@ -40,7 +40,8 @@ def _handlers_are_as_before() -> Iterator[None]:
     before = [signal.getsignal(number) for number in NUMBERS]
     yield
     assert [signal.getsignal(number) for number in NUMBERS] == before
-    assert signals._current is None
+    assert not signals._deferral.active
+    assert not signals._deferral.came
 
 
 def in_section(work: Callable[[deferred_signals], object]) -> None:
