@@ -99,7 +99,7 @@ class EventFd(File):
             waiting.append(None)
             fd = self._fd
             if fd < 0:
-                raise self._closed()
+                raise self.closed_error()
             try:
                 poll = self._polls.pop()
             except IndexError:
@@ -118,7 +118,7 @@ class EventFd(File):
                     except OSError as error:
                         raise self.refused(error, "eventfd_read") from None
                     if self._fd < 0:  # after reading: it may have been what closing wakes with
-                        raise self._closed()
+                        raise self.closed_error()
                     return count
             finally:
                 self._polls.append(poll)
@@ -155,7 +155,7 @@ class EventFd(File):
         except OSError as error:
             raise self.refused(error, "eventfd_read") from None
         if self._fd < 0:  # what was read may have been what closing wakes with
-            raise self._closed()
+            raise self.closed_error()
         return count
 
     def __await__(self) -> Generator[Any, None, int]:
@@ -200,7 +200,7 @@ class EventFd(File):
             calls.eventfd_write(self.fileno(), count)
         except (OverflowError, ValueError):
             if self._fd < 0:
-                raise self._closed() from None
+                raise self.closed_error() from None
             raise self._too_many(count) from None
         except OSError as error:
             if error.errno == errno.EINVAL:

@@ -121,7 +121,7 @@ class File(Closing):
             Closed: it was closed.
         """
         if self._fd < 0:
-            raise self._closed()
+            raise self.closed_error()
         return self._fd
 
     def ioctl(self, request: Request, arg: Any = 0, *, retry: bool = True) -> int:
@@ -155,7 +155,7 @@ class File(Closing):
             raise self._ioctl_refused(error, request, arg) from None
         except ValueError:
             if self._fd < 0:
-                raise self._closed() from None
+                raise self.closed_error() from None
             raise
         finally:
             if waiting:
@@ -294,7 +294,8 @@ class File(Closing):
         """The error for a call that the kernel refused on this file."""
         return refused(error, call, self.path)
 
-    def _closed(self) -> errors.Closed:
+    def closed_error(self) -> errors.Closed:
+        """The error for using it now that it is closed."""
         return errors.Closed(f"{self.path} is closed (or was opened before this process forked)")
 
 
