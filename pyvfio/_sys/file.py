@@ -247,7 +247,7 @@ class File(Closing):
 
     def _leave(self) -> None:
         """No more is done here with the file since it is closed: let the last one close it."""
-        with lock:
+        with deferred_signals(), lock:
             try:
                 fd = self._closing.pop()  # ours alone: a signal handler may come here too
             except IndexError:  # another was the last, or it was closed before

@@ -405,7 +405,7 @@ class Device(Closing):
 
     def _refuse_access(self, decoding: Command) -> None:
         # Another thread may be changing it: what counts is how the device is afterwards.
-        with self._lock:
+        with deferred_signals(), self._lock:
             self._refuse_closed()
             self._refuse_gone()
             self._refresh()

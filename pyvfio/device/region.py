@@ -277,7 +277,7 @@ class Region:
             MemoryDisabled, Closed, KernelError: as for :meth:`read32`.
         """
         size = self.size - offset if size is None else size
-        with self._lock:
+        with deferred_signals(), self._lock:
             self._check(offset, size)
             area = self._area(offset, size)
             if area is None:
@@ -332,7 +332,7 @@ class Region:
             memory.withdraw(self._given)
 
     def _whole(self, width: int) -> memoryview:
-        with self._lock:
+        with deferred_signals(), self._lock:
             view = self._views[width] = self.view().cast(_FORMATS[width])
             return view
 
@@ -376,7 +376,7 @@ class Region:
         if area is None:
             self._check_access(offset, width)
             return False
-        with self._lock:
+        with deferred_signals(), self._lock:
             self._check_access(offset, width)
             start = offset - area.offset
             registers = self._at[width]
@@ -404,13 +404,12 @@ class Region:
         if view is None:
             # The kernel maps whole pages; a BAR smaller than a page has one to itself.
             length = -(-area.size // memory.PAGE_SIZE) * memory.PAGE_SIZE
-            with deferred_signals():
-                mapping = memory.map_file(
-                    self._file, self._offset + area.offset, length, writable=self.writable
-                )
-                given = [owner for owner in self._given if owner() is not None]
-                self._given = [*given, weakref.ref(mapping.obj)]
-                view = self._mapped[area] = mapping[: area.size]
+            mapping = memory.map_file(
+                self._file, self._offset + area.offset, length, writable=self.writable
+            )
+            given = [owner for owner in self._given if owner() is not None]
+            self._given = [*given, weakref.ref(mapping.obj)]
+            view = self._mapped[area] = mapping[: area.size]
         return view
 
     def _check(self, offset: int, size: int) -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -63,7 +63,8 @@ class AddressSpace(Closing, ABC):
         self._info: SpaceInfo | None = None  # None: no device is open
         self._iovas = IovaAllocator(())
         self._mappings: dict[int, Mapping] = {}
-        # What devices may read and write, sorted: first byte and end in this process, IOVA.
+        # What devices may read and write, sorted: first byte and end in this process, IOVA. A
+        # change replaces the list, so that looking into it needs no lock.
         self._reached: list[tuple[int, int, int]] = []
         self._pool = Pool(self)
         self._bins = self._pool.found
@@ -281,11 +282,11 @@ class AddressSpace(Closing, ABC):
         if view.readonly or not view.c_contiguous or not view.nbytes:
             return None
         address = memory.address_of(view)
-        with self._lock:
-            index = bisect_right(self._reached, (address, _NOWHERE)) - 1
-            if index < 0:
-                return None
-            start, end, iova = self._reached[index]
+        reached = self._reached  # which another thread may replace
+        index = bisect_right(reached, (address, _NOWHERE)) - 1
+        if index < 0:
+            return None
+        start, end, iova = reached[index]
         return iova + address - start if address + view.nbytes <= end else None
 
     def stop_with(self, file: File, stop: Callable[[], None]) -> None:
@@ -315,7 +316,7 @@ class AddressSpace(Closing, ABC):
     # For implementations, mappings and the pool.
 
     def _close_all(self) -> None:
-        with self._lock, ExitStack() as steps:
+        with deferred_signals(), self._lock, ExitStack() as steps:
             steps.callback(self._close)
             steps.callback(self._close_devices)
             if self._info is not None:
@@ -380,7 +381,7 @@ class AddressSpace(Closing, ABC):
                 self._erase(mapping)
                 raise
             if readable and writable and not private:
-                insort(self._reached, _reach(mapping, view))
+                self._reached = sorted([*self._reached, _reach(mapping, view)])
             return mapping
 
     def _take_back(self, mapping: Mapping) -> None:
@@ -449,9 +450,8 @@ class AddressSpace(Closing, ABC):
         self._iovas.free(mapping.iova, mapping.size)
         assert mapping._memory is not None
         reach = _reach(mapping, mapping._memory)
-        index = bisect_left(self._reached, reach)
-        if self._reached[index : index + 1] == [reach]:
-            del self._reached[index]
+        if reach in self._reached:
+            self._reached = [each for each in self._reached if each != reach]
         mapping._forget()
 
     @abstractmethod
@@ -501,7 +501,7 @@ class AddressSpace(Closing, ABC):
         for mapping in self._mappings.values():
             mapping._forget()
         self._mappings.clear()
-        self._reached.clear()
+        self._reached = []
         self._pool.abandon()
         self._info = None
         self._iovas = IovaAllocator(())

@@ -176,7 +176,7 @@ class SpaprTceV1(SpaprTce):
     _version = 1
 
     def attach(self, group: Group, *, joined: bool = False) -> None:
-        with self._lock:
+        with deferred_signals(), self._lock:
             self._refuse_closed()
             if self.groups:
                 raise errors.StateError(

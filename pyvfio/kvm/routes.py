@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pyvfio import errors
 from pyvfio._sys import File
-from pyvfio._sys.signals import deferred_signals
+from pyvfio._sys.signals import deferred_signals, deliver
 from pyvfio.abi import kvm
 from pyvfio.kvm.message import MsiMessage, check_message
 
@@ -204,7 +204,7 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         Raises:
             KernelError: the kernel refused.
         """
-        with self._lock, deferred_signals() if lazily else self.batch():
+        with deferred_signals() if lazily else self.batch(), self._lock:
             for gsi in gsis:
                 if gsi in self._table:
                     dirty = self._dirty
@@ -222,7 +222,7 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         Raises:
             NoIrqchip, KernelError: the kernel refused the table.
         """
-        with self._lock:
+        with deferred_signals(), self._lock:
             with deferred_signals() as section:
                 section.undo(self._revert, len(self._undo), self._dirty, self._commits)
                 self._batches += 1
@@ -232,6 +232,7 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
                         self.commit()
                 finally:
                     self._batches -= 1
+                deliver()  # what came meanwhile undoes it
             if not self._batches:
                 self._undo.clear()
 

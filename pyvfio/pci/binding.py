@@ -14,8 +14,7 @@ import os
 from collections.abc import Iterator
 
 from pyvfio import errors
-from pyvfio._sys import sysfs
-from pyvfio._sys.signals import deferred_signals
+from pyvfio._sys import signals, sysfs
 from pyvfio.pci import modules, paths, record
 from pyvfio.pci.address import Address
 from pyvfio.pci.events import wait_until
@@ -123,7 +122,7 @@ def bound(
         yield Function(address)
     finally:
         if not was_bound:
-            with deferred_signals():
+            with signals.held_back():
                 unbind(address, timeout=timeout)
 
 
