@@ -239,6 +239,9 @@ class EventFd(File):
         return errors.RangeError(f"an eventfd counts 0 to {_LARGEST:#x} events, not {count}")
 
 
+files.calls_on_files |= {each.__code__ for each in (EventFd.take, EventFd.wait, EventFd.signal)}
+
+
 @functools.cache
 def _in_asyncio() -> tuple[_Wait, _Watch]:
     # When it is needed: asyncio is most of what opening a device would import.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -252,18 +253,32 @@ class File(Closing):
                 fd = self._closing.pop()  # ours alone: a signal handler may come here too
             except IndexError:  # another was the last, or it was closed before
                 return
-            if self._waiting:
+            if self._waiting and self._in_use():
                 try:
                     self._wake(fd)
                 finally:
                     self._closing.append(fd)
                 return
+            self._waiting.clear()
             try:
                 calls.close(fd)
             except OSError as error:
                 # Linux has closed it whatever it says; EINTR is not even an error.
                 if error.errno != errno.EINTR:
                     raise self.refused(error, "close") from None
+
+    def _in_use(self) -> bool:
+        """Whether a thread is within a call on it, other than the one that leaves just now.
+
+        Only asked where `_waiting` has a mark, which may be of a call that was interrupted.
+        """
+        frames = {**sys._current_frames(), threading.get_ident(): sys._getframe(2).f_back}
+        for frame in frames.values():
+            while frame is not None:
+                if frame.f_code in calls_on_files and frame.f_locals.get("self") is self:
+                    return True
+                frame = frame.f_back
+        return False
 
     def _wake(self, fd: int) -> None:
         """Make those return that wait in a call on the descriptor, where that is possible."""
@@ -285,6 +300,8 @@ class File(Closing):
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             finally:
                 self.close()
+        elif getattr(self, "_closing", None):  # Ctrl-C kept the last call from it
+            self._leave()
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
@@ -309,6 +326,9 @@ class DeviceFile(File):
             return errors.DeviceGone(error.errno, call, self.path, "the device was removed")
         return super().refused(error, call)
 
+
+# The code of the methods that make a call on the descriptor, and mark that in `_waiting`.
+calls_on_files = {method.__code__ for method in (File.ioctl, File.pread, File.pwrite)}
 
 _live: weakref.WeakSet[File] = weakref.WeakSet()
 

@@ -164,9 +164,12 @@ class _Deferral:
     def end(self) -> None:
         """Put the handlers back, and call those of what came meanwhile."""
         try:
-            self._put_back()
-        finally:
             self.active = False
+            self._put_back()
+        except BaseException:
+            self._put_back()
+            raise
+        finally:
             if self.came:
                 self.deliver()
 
@@ -193,8 +196,10 @@ def _python_handlers() -> dict[int, _Handler]:
     global _seen, _seen_handlers
     found = list(map(_get_handler, _NUMBERS))
     if found != _seen:  # as a rule they are the same as the last time
+        # One that could not be put back is put back at the end of the next section.
+        before = _deferral.handlers
         _seen_handlers = {
-            number: handler
+            number: before[number] if handler is _deferral else handler
             for number, handler in zip(_NUMBERS, found, strict=True)
             if callable(handler)
         }

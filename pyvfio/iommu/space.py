@@ -207,14 +207,17 @@ class AddressSpace(Closing, ABC):
                 f"memory to be mapped must be whole pages of {page:#x} bytes, not {view.nbytes:#x} "
                 f"bytes at {address:#x}: make it with alloc(), or with mmap.mmap(-1, size)"
             )
-        return self._map_memory(
-            view,
-            iova=iova,
-            max_iova=max_iova,
-            readable=readable,
-            writable=writable,
-            private=private,
-        )
+        with deferred_signals() as section:
+            mapping = self._map_memory(
+                view,
+                iova=iova,
+                max_iova=max_iova,
+                readable=readable,
+                writable=writable,
+                private=private,
+            )
+            section.undo(self._take_back, mapping)
+            return mapping
 
     def alloc(
         self,
@@ -254,13 +257,18 @@ class AddressSpace(Closing, ABC):
                 raise errors.ArgumentError(
                     f"size {size} must be positive, alignment {align} a power of two"
                 ) from None
-            if huge or max(size, align or 0) > LARGEST_BLOCK:
-                return self._alloc_alone(size, align or 1, max_iova, huge)
-            try:
-                bin, lease = self._pool.carve(size + GRAIN - 1 & -GRAIN, align, max_iova)
-            except (errors.NoSpace, errors.LockedMemoryLimit):
-                # A mapping of its own needs less room than an arena, and no alignment for it.
-                return self._alloc_alone(size, align or 1, max_iova, huge)
+            alone = bool(huge) or max(size, align or 0) > LARGEST_BLOCK
+            if not alone:
+                try:
+                    bin, lease = self._pool.carve(size + GRAIN - 1 & -GRAIN, align, max_iova)
+                except (errors.NoSpace, errors.LockedMemoryLimit):
+                    # A mapping of its own needs less room than an arena, and less alignment.
+                    alone = True
+            if alone:
+                with deferred_signals() as section:
+                    buffer = self._alloc_alone(size, align or 1, max_iova, huge)
+                    section.undo(buffer.close)
+                    return buffer
         view = lease[1]
         view[:] = bin.zeros
         if size != bin.size:

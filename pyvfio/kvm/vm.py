@@ -206,7 +206,10 @@ class VM(Closing):
         """
         if size <= 0:
             raise errors.ArgumentError(f"memory has a size, not {size}")
-        return self.map_memory(address, mmap.mmap(-1, size))
+        with deferred_signals() as section:
+            slot = self.map_memory(address, mmap.mmap(-1, size))
+            section.undo(self._take_back, slot)
+            return slot
 
     def signal_msi(self, message: MsiMessage) -> bool:
         """Send a message, without a route.
