@@ -8,6 +8,7 @@ memory is therefore mapped by the call itself, and unmapped by the object that a
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import mmap
 import os
@@ -111,11 +112,7 @@ def map_file(file: File, offset: int, length: int, *, writable: bool) -> memoryv
     align = _HUGE if length >= _HUGE else PAGE_SIZE
     size = length + align - PAGE_SIZE
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    kind: Any = type(
-        "DeviceMemory",
-        (DeviceMemory, ctypes.Array),
-        {"_type_": ctypes.c_ubyte, "_length_": length, "place": None},
-    )
+    kind = _device_memory_kind(length)
     with deferred_signals() as section:
         fd = file.fileno()
         try:
@@ -133,6 +130,12 @@ def map_file(file: File, offset: int, length: int, *, writable: bool) -> memoryv
         section.undo(withdraw, [weakref.ref(owner)])  # before: nobody has a view of nothing then
         view = memoryview(owner).cast("B")
         return view if writable else view.toreadonly()
+
+
+@functools.lru_cache(64)
+def _device_memory_kind(length: int) -> Any:
+    members = {"_type_": ctypes.c_ubyte, "_length_": length, "place": None}
+    return type("DeviceMemory", (DeviceMemory, ctypes.Array), members)
 
 
 def withdraw(owners: Iterable[weakref.ref[Any]]) -> None:

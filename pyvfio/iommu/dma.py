@@ -59,15 +59,16 @@ class Mapping(Closing):
         size: bytes.
     """
 
-    __slots__ = ("_memory", "_space", "_uncertain", "iova", "size")
+    __slots__ = ("_address", "_memory", "_space", "_uncertain", "iova", "size")
 
-    def __init__(self, space: AddressSpace, memory: memoryview, iova: int) -> None:
+    def __init__(self, space: AddressSpace, view: memoryview, iova: int) -> None:
         self.iova = iova
-        self.size = memory.nbytes
+        self.size = view.nbytes
+        self._address = memory.address_of(view)  # the view may end: it can be of a device's BAR
         self._uncertain = (
             False  # whether the kernel still has it is unknown: a call was interrupted
         )
-        self._memory: memoryview | None = memory
+        self._memory: memoryview | None = view
         self._space: AddressSpace | None = space
 
     @property
@@ -94,7 +95,8 @@ class Mapping(Closing):
 
 
 class DmaBuffer(Closing):
-    """Memory that devices and this process share, until :meth:`close`.
+    """Memory that devices and this process share, until :meth:`close`. It has no lock: it is one
+    thread's at a time.
 
     Made by :meth:`AddressSpace.alloc`, zeroed.
 
@@ -346,8 +348,13 @@ class Pool:
         with deferred_signals(), self._space._lock:
             self._collect()
             for arena in [arena for arena in self._arenas if arena.iovas.unused][keep:]:
-                arena.mapping.close()
+                # First, so that nothing is allocated from one that may be unmapped.
                 self._arenas.remove(arena)
+                try:
+                    arena.mapping.close()
+                except errors.KernelError:
+                    self._arenas.append(arena)
+                    raise
 
     def arenas(self) -> list[weakref.ref[Arena]]:
         """The arenas; after :meth:`abandon` those that are left have blocks in use."""

@@ -384,12 +384,12 @@ class AddressSpace(Closing, ABC):
             if not writable:
                 memory.populate(view)
             try:
-                self._map(memory.address_of(view), iova, size, readable, writable)
+                self._map(mapping._address, iova, size, readable, writable)
             except errors.KernelError:
                 self._erase(mapping)
                 raise
             if readable and writable and not private:
-                self._reached = sorted([*self._reached, _reach(mapping, view)])
+                self._reached = sorted([*self._reached, _reach(mapping)])
             return mapping
 
     def _take_back(self, mapping: Mapping) -> None:
@@ -456,8 +456,7 @@ class AddressSpace(Closing, ABC):
         """A mapping is no more."""
         del self._mappings[mapping.iova]
         self._iovas.free(mapping.iova, mapping.size)
-        assert mapping._memory is not None
-        reach = _reach(mapping, mapping._memory)
+        reach = _reach(mapping)
         if reach in self._reached:
             self._reached = [each for each in self._reached if each != reach]
         mapping._forget()
@@ -537,9 +536,8 @@ class AddressSpace(Closing, ABC):
             return MappedBuffer(mapping, size, view[:size])
 
 
-def _reach(mapping: Mapping, view: memoryview) -> tuple[int, int, int]:
-    address = memory.address_of(view)
-    return address, address + mapping.size, mapping.iova
+def _reach(mapping: Mapping) -> tuple[int, int, int]:
+    return mapping._address, mapping._address + mapping.size, mapping.iova
 
 
 def _default_huge_page() -> int:

@@ -44,13 +44,14 @@ class MemorySlot(Closing):
         self._uncertain = False  # whether the guest has it is unknown: a call was interrupted
         self.address = address
         self.view = view
+        self._size = view.nbytes  # the view may end: it can be of a device's BAR
 
     def close(self) -> None:
         """Take it from the guest; doing it again does nothing."""
         self._vm._unmap_memory(self._number, self)
 
     def __repr__(self) -> str:
-        return f"<MemorySlot {self.address:#x} {len(self.view):#x} bytes>"
+        return f"<MemorySlot {self.address:#x} {self._size:#x} bytes>"
 
 
 class VM(Closing):

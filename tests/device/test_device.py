@@ -278,6 +278,21 @@ def test_view_in_use_by_another_thread_is_no_fault(kernel: DeviceKernel) -> None
     assert len(ended) == 2
 
 
+def test_bar_that_devices_reach_ends_with_its_device(kernel: DeviceKernel) -> None:
+    with pyvfio.open_space() as space:
+        other = pyvfio.open(function("0000:01:00.1"), space=space)
+        device = pyvfio.open(function(), space=space)
+        mapping = space.map(device.bars[0].view(), iova=1 << 32)
+        device.close()
+        assert mapped() == 0
+        mapping.close()
+        assert kernel.mappings == {}
+        space.map(other.bars[0].view(), iova=1 << 32)
+        other.close()
+        assert kernel.mappings == {}
+        assert mapped() == 0
+
+
 # Opening.
 
 
