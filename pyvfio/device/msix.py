@@ -89,7 +89,7 @@ class PhysicalMsixTable(MsixTable):
 
 
 class GuestMsixTable(MsixTable):
-    """A table in memory, as software programs it for itself or for a guest. It has no lock of its own.
+    """A table in memory, as software programs it for itself or for a guest. It has no lock.
 
     Entries begin masked, with address and data 0, as a device's do after a reset.
     """
