@@ -19,6 +19,7 @@ from pyvfio._sys.signals import deferred_signals
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Generator
+    from types import FrameType
 
     from pyvfio._sys.hub import Entry, Hub
     from pyvfio._sys.watch import Watch
@@ -41,7 +42,7 @@ class EventFd(File):
         entry: where the loop that had to do with it last keeps what that is.
     """
 
-    __slots__ = ("_polls", "entry", "hubs")
+    __slots__ = ("_polls", "_waiting", "entry", "hubs")
 
     hubs: tuple[weakref.ref[Hub], ...]
     entry: Entry | None
@@ -53,7 +54,10 @@ class EventFd(File):
         """
         self.hubs = ()
         self.entry = None
-        self._polls: list[select.poll] = []  # those that no thread uses
+        # One for each thread within a call on it; poll objects that none of them uses. Lists, whose
+        # append and pop are atomic: a lock is dearer.
+        self._waiting: list[None] = []
+        self._polls: list[select.poll] = []
         with deferred_signals() as section:
             try:
                 fd = calls.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -228,6 +232,15 @@ class EventFd(File):
                 if hub is not None:
                     hub.forget(fd)
             super()._release(fd)
+
+    def _in_use(self, leaving: FrameType) -> bool:
+        # Thousands may be closed at a time, and nearly none is in use. One that is marked need not
+        # be either: Ctrl-C may have kept a call from taking its mark back.
+        return bool(self._waiting) and super()._in_use(leaving)
+
+    def _abandon(self) -> None:
+        self._waiting.clear()  # of threads that are not in the child
+        super()._abandon()
 
     def _wake(self, fd: int) -> None:
         # Whoever reads takes the wake-up from those who have yet to see it, so each wakes the next.

@@ -18,6 +18,7 @@ from pyvfio._sys.signals import deferred_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from typing_extensions import Self
 
@@ -57,7 +58,7 @@ class File(Closing):
             refusal; None for nobody.
     """
 
-    __slots__ = ("__weakref__", "_closing", "_fd", "_waiting", "path", "watcher")
+    __slots__ = ("__weakref__", "_closing", "_fd", "path", "watcher")
 
     watcher: Callable[[Request, Any, int | OSError], None] | None
 
@@ -71,10 +72,7 @@ class File(Closing):
         self._fd = fd
         self.path = path
         self.watcher = None
-        # One for each thread that uses the descriptor; and the descriptor of a closed file, for the
-        # last of them. Lists, whose append and pop are atomic: a lock is dearer.
-        self._waiting: list[None] = []
-        self._closing: list[int] = []
+        self._closing: list[int] = []  # the descriptor of a closed file, for the last call on it
         _live.add(self)
 
     @classmethod
@@ -141,9 +139,7 @@ class File(Closing):
             KernelError: the kernel refused.
             Closed: the file was closed.
         """
-        waiting = self._waiting
         try:
-            waiting.append(None)
             result = calls.ioctl(self._fd, request, arg)
             if self.watcher is not None:
                 self.watcher(request, arg, result)
@@ -159,8 +155,6 @@ class File(Closing):
                 raise self.closed_error() from None
             raise
         finally:
-            if waiting:
-                del waiting[-1]  # no call: nothing is interrupted here
             if self._fd < 0:
                 self._leave()
 
@@ -171,15 +165,11 @@ class File(Closing):
             KernelError: the kernel refused, or gave fewer bytes (EIO).
             Closed: the file was closed.
         """
-        waiting = self._waiting
         try:
-            waiting.append(None)
             data = calls.pread(self.fileno(), size, offset)
         except OSError as error:
             raise self.refused(error, "pread") from None
         finally:
-            if waiting:
-                del waiting[-1]
             if self._fd < 0:
                 self._leave()
         if len(data) != size:
@@ -195,15 +185,11 @@ class File(Closing):
             KernelError: the kernel refused, or took fewer bytes (EIO).
             Closed: the file was closed.
         """
-        waiting = self._waiting
         try:
-            waiting.append(None)
             count = calls.pwrite(self.fileno(), data, offset)
         except OSError as error:
             raise self.refused(error, "pwrite") from None
         finally:
-            if waiting:
-                del waiting[-1]
             if self._fd < 0:
                 self._leave()
         if count != len(data):
@@ -253,13 +239,12 @@ class File(Closing):
                 fd = self._closing.pop()  # ours alone: a signal handler may come here too
             except IndexError:  # another was the last, or it was closed before
                 return
-            if self._waiting and self._in_use():
+            if self._in_use(sys._getframe(1)):
                 try:
                     self._wake(fd)
                 finally:
                     self._closing.append(fd)
                 return
-            self._waiting.clear()
             try:
                 calls.close(fd)
             except OSError as error:
@@ -267,12 +252,15 @@ class File(Closing):
                 if error.errno != errno.EINTR:
                     raise self.refused(error, "close") from None
 
-    def _in_use(self) -> bool:
-        """Whether a thread is within a call on it, other than the one that leaves just now.
+    def _in_use(self, leaving: FrameType) -> bool:
+        """Whether a thread is within a call on it.
 
-        Only asked where `_waiting` has a mark, which may be of a call that was interrupted.
+        That is looked up when a file is closed: keeping count of it would cost each call.
+
+        Args:
+            leaving: of this thread, which is within that one no more.
         """
-        frames = {**sys._current_frames(), threading.get_ident(): sys._getframe(2).f_back}
+        frames = {**sys._current_frames(), threading.get_ident(): leaving.f_back}
         for frame in frames.values():
             while frame is not None:
                 if frame.f_code in calls_on_files and frame.f_locals.get("self") is self:
@@ -288,7 +276,6 @@ class File(Closing):
         fds = [self._fd, *self._closing]
         self._fd = -1
         self._closing.clear()
-        self._waiting.clear()  # of threads that are not here
         for fd in fds:
             if fd >= 0:
                 with suppress(OSError):
@@ -327,7 +314,7 @@ class DeviceFile(File):
         return super().refused(error, call)
 
 
-# The code of the methods that make a call on the descriptor, and mark that in `_waiting`.
+# The code of the methods that make a call on the descriptor.
 calls_on_files = {method.__code__ for method in (File.ioctl, File.pread, File.pwrite)}
 
 _live: weakref.WeakSet[File] = weakref.WeakSet()
