@@ -308,6 +308,7 @@ class Pool:
         self._most_bins = _MOST_BINS
         self._space = space
         self._arenas: list[Arena] = []
+        self._leaving: list[Arena] = []  # to be unmapped
 
     def carve(self, size: int, align: int | None, max_iova: int | None) -> tuple[Bin, Lease]:
         """A block where no bin has one ready.
@@ -347,14 +348,13 @@ class Pool:
         """Give arenas that lie idle back to the host, all but `keep` of them."""
         with deferred_signals(), self._space._lock:
             self._collect()
+            # First, so that nothing is allocated from one that may be unmapped.
             for arena in [arena for arena in self._arenas if arena.iovas.unused][keep:]:
-                # First, so that nothing is allocated from one that may be unmapped.
+                self._leaving.append(arena)
                 self._arenas.remove(arena)
-                try:
-                    arena.mapping.close()
-                except errors.KernelError:
-                    self._arenas.append(arena)
-                    raise
+            while self._leaving:
+                self._leaving[-1].mapping.close()  # where that fails, it is tried again next time
+                self._leaving.pop()
 
     def arenas(self) -> list[weakref.ref[Arena]]:
         """The arenas; after :meth:`abandon` those that are left have blocks in use."""
@@ -367,6 +367,7 @@ class Pool:
         self.found.clear()
         self._bins.clear()
         self._arenas.clear()
+        self._leaving.clear()
 
     def _bin(self, size: int, align: int | None, max_iova: int | None) -> Bin:
         key = (_class_size(size), align, max_iova)
