@@ -162,7 +162,7 @@ def withdraw(owners: Iterable[weakref.ref[Any]]) -> None:
 def release_views(wanted: Callable[[object], bool]) -> None:
     """Release all memoryviews of some memory: touching one raises ValueError from then on.
 
-    A view that somebody is using (ctypes, a system call in another thread) stays as it is.
+    A view that somebody is using (a system call in another thread, :func:`pin`) stays as it is.
 
     Args:
         wanted: whether the ``obj`` of a view owns that memory.
@@ -176,6 +176,16 @@ def release_views(wanted: Callable[[object], bool]) -> None:
                 weakref.finalize(view, _let_go, view.obj).atexit = False
                 view.release()
         del view
+
+
+def pin(view: memoryview) -> object:
+    """Keep a view from being released by others, for as long as what is returned is kept.
+
+    For those who go on using it until they are told what has become of the device.
+    """
+    from pickle import PickleBuffer  # of all that holds a buffer, the one that does nothing else
+
+    return PickleBuffer(view)
 
 
 def _let_go(owner: object) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from pyvfio import errors
 from pyvfio._sys import calls
+from pyvfio._sys.memory import pin
 from pyvfio.abi import vfio
 from pyvfio.abi.ioctl import Request
 from pyvfio.iommu import Container, Group, IovaRange, Type1
@@ -769,6 +770,7 @@ def test_in_a_forked_child_the_space_is_closed_and_the_parent_untouched(
 _OPENED = """
 import sys
 from pyvfio._sys import calls
+from pyvfio._sys.memory import pin
 from tests.iommu.standin import Kernel
 kernel = Kernel()
 calls.open, calls.close, calls.ioctl = kernel.open, kernel.close, kernel.ioctl
@@ -937,6 +939,17 @@ def test_array_over_a_buffer_outlives_the_space(space: Type1) -> None:
     gc.collect()
     for array in arrays:
         assert (array == 7).all()
+
+
+def test_view_that_is_pinned_stays(space: Type1) -> None:
+    buffer = space.alloc(4096)
+    view = buffer.view
+    pinned = pin(view)
+    space.close()
+    view[0] = 1
+    assert view[0] == 1
+    assert pinned is not None
+    buffer.close()
 
 
 def test_views_of_other_memory_stay(space: Type1) -> None:
