@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, overload
@@ -89,7 +88,7 @@ class PhysicalMsixTable(MsixTable):
 
 
 class GuestMsixTable(MsixTable):
-    """A table in memory, as software programs it for itself or for a guest. It has no lock.
+    """A table in memory, as software programs it for itself or for a guest.
 
     Entries begin masked, with address and data 0, as a device's do after a reset.
     """
@@ -169,7 +168,6 @@ class Msix(Irq):
         flags: int,
         count: int,
         siblings: Iterable[Irq],
-        lock: threading.RLock | None = None,
         table: tuple[Region | None, int] | None,
         pending: tuple[Region | None, int] | None,
     ) -> None:
@@ -180,7 +178,7 @@ class Msix(Irq):
                 table; None if there is none.
             pending: the same of the pending-bit array.
         """
-        super().__init__(file, index, name, flags=flags, count=count, siblings=siblings, lock=lock)
+        super().__init__(file, index, name, flags=flags, count=count, siblings=siblings)
         self._table = table
         self._pending = pending
 

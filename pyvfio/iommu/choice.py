@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvfio import errors
-from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
@@ -41,9 +40,8 @@ def open_space() -> ContainerSpace:
         NoVfio, AccessDenied, OpenFilesLimit, KernelError: no container can be opened.
         Unsupported: the kernel has no IOMMU interface that pyvfio knows.
     """
-    with deferred_signals() as section:
-        container = Container.open()
-        section.undo(container.close)
+    container = Container.open()
+    try:
         for extension, space in _SPACES:
             if container.check_extension(extension):
                 return space(container)
@@ -51,3 +49,6 @@ def open_space() -> ContainerSpace:
             "the kernel's VFIO has no IOMMU interface: load it with: modprobe vfio_iommu_type1 "
             "(vfio_iommu_spapr_tce on POWER)"
         )
+    except BaseException:
+        container.close()
+        raise

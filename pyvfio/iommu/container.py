@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio._sys.closing import Closing
-from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.pci.openable import denied
 
@@ -48,15 +47,8 @@ class Container(Closing):
             OpenFilesLimit, KernelError: it cannot be opened otherwise.
             Unsupported: the kernel speaks another VFIO API.
         """
-        with deferred_signals() as section:
-            file = cls._open()
-            section.undo(file.close)
-            return cls(file)
-
-    @staticmethod
-    def _open() -> File:
         try:
-            return File.open(_PATH)
+            file = File.open(_PATH)
         except errors.AccessDenied as error:
             raise errors.AccessDenied.from_call(
                 error, denied(_PATH, error.errno or 0, "chmod 666")
@@ -67,6 +59,11 @@ class Container(Closing):
                     f"{_PATH} cannot be opened ({error.strerror}): "
                     "load the VFIO modules with: modprobe vfio-pci"
                 ) from None
+            raise
+        try:
+            return cls(file)
+        except BaseException:
+            file.close()
             raise
 
     @classmethod

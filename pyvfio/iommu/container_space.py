@@ -7,7 +7,6 @@ from contextlib import ExitStack
 
 from pyvfio import errors
 from pyvfio._sys import File
-from pyvfio._sys.signals import deferred_signals
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.group import Group
 from pyvfio.iommu.space import AddressSpace
@@ -45,28 +44,21 @@ class ContainerSpace(AddressSpace):
         return self.container.file.closed
 
     def open_device(self, function: Function) -> File:
-        with deferred_signals() as section, self._lock:
+        with self._lock, ExitStack() as undo:
             self._refuse_closed()
-            name = str(function.address)
             wanted = check_openable(function)
             group = self._groups.get(wanted.id)
-            if any(file.path == name and its is group for file, its in self._devices.items()):
-                raise errors.StateError(
-                    f"{name} is open in this address space already: use that one, or close it first"
-                )
             if group is None:
-                group = Group.open(wanted.id)
-                section.undo(group.close)
+                group = undo.enter_context(Group.open(wanted.id))
                 self.attach(group)
-                section.undo(self._detach, group)
-            file = group.open_device(name)
-            section.undo(file.close)
+                undo.callback(self._detach, group)
+            file = group.open_device(str(function.address))
             self._devices[file] = group
-            section.undo(self._devices.pop, file, None)
+            undo.pop_all()
             return file
 
     def close_device(self, file: File) -> None:
-        with deferred_signals(), self._lock, ExitStack() as steps:
+        with self._lock, ExitStack() as steps:
             group = self._devices.pop(file, None)
             self._stops.pop(file, None)
             leaves = group is not None and group not in self._devices.values()
@@ -93,31 +85,24 @@ class ContainerSpace(AddressSpace):
             GroupNotViable, NoInterruptRemapping, KernelError: it cannot join.
             Closed: the space was closed.
         """
-        with deferred_signals() as section, self._lock:
+        with self._lock:
             self._refuse_closed()
             if group.id in self._groups:
                 raise errors.StateError(f"group {group.id} is in this address space already")
             if not joined:
                 group.set_container(self.container)
-            self._groups[group.id] = group
-            section.undo(self._leave_out, group)
             try:
                 if self._ask() is None:
                     self._set_iommu()
             except errors.KernelError as error:
                 raise group.refusal(error) from None
             self._refresh()
-
-    def _leave_out(self, group: Group) -> None:
-        """A group that was being put in is not in."""
-        del self._groups[group.id]
-        if not self._groups:
-            self._forget()
+            self._groups[group.id] = group
 
     def _detach(self, group: Group) -> None:
-        """Take a group out. Closing its file does that, unless its device counts as open still: so
-        mappings are undone first."""
-        with deferred_signals(), ExitStack() as steps:
+        """Take a group out. Closing its file does that; but while somebody holds a view of a BAR
+        its device counts as open and the group stays in, so mappings are undone first."""
+        with ExitStack() as steps:
             del self._groups[group.id]
             if self._groups and not self.closed:
                 steps.callback(self._refresh)
@@ -126,17 +111,15 @@ class ContainerSpace(AddressSpace):
                 self._unmap_all()
 
     def _close_devices(self) -> None:
-        with ExitStack() as steps:
-            for file in self._devices:
-                steps.callback(file.close)
-            self._devices = {}
+        for file in self._devices:
+            file.close()
+        self._devices = {}
 
     def _close(self) -> None:
-        with ExitStack() as steps:
-            steps.callback(self.container.close)
-            for group in self._groups.values():
-                steps.callback(group.close)
-            self._groups = {}
+        for group in self._groups.values():
+            group.close()
+        self._groups = {}
+        self.container.close()
 
     @abstractmethod
     def _set_iommu(self) -> None:

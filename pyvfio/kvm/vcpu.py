@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import weakref
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pyvfio import errors
 from pyvfio._sys import File, memory
 from pyvfio._sys.closing import Closing
-from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm, kvm_x86
 from pyvfio.kvm.lapic import LocalApic
 
@@ -54,7 +51,7 @@ class Exit:
 
 
 class Vcpu(Closing):
-    """A virtual processor. One thread runs it; other threads may do so after that, and close it.
+    """A virtual processor. The thread that runs it should be one thread.
 
     Attributes:
         file: its file.
@@ -65,12 +62,12 @@ class Vcpu(Closing):
         """Made by :meth:`pyvfio.kvm.VM.create_vcpu`; `mmap_size` in bytes."""
         self.file = file
         self.id = id
-        with deferred_signals() as section:
-            section.undo(file.close)
+        try:
             self._shared = memory.map_file(file, 0, mmap_size, writable=True)
-            self._memory = [weakref.ref(self._shared.obj)]
-            section.undo(memory.withdraw, self._memory)
-            self._run: kvm.kvm_run | None = kvm.kvm_run.from_buffer(self._shared)
+        except BaseException:
+            file.close()
+            raise
+        self._run: kvm.kvm_run | None = kvm.kvm_run.from_buffer(self._shared)
 
     @property
     def registers(self) -> kvm_x86.kvm_regs:
@@ -144,7 +141,7 @@ class Vcpu(Closing):
         run, shared = self._run, self._shared
         assert run is not None
         try:
-            self.file.ioctl(kvm.KVM_RUN, retry=False)  # a signal ends it: "INTR"
+            self.file.ioctl(kvm.KVM_RUN)
         except errors.KernelError as error:
             if error.errno == errno.EFAULT:
                 raise errors.KernelError.from_call(
@@ -172,15 +169,10 @@ class Vcpu(Closing):
         return Exit(reason, None, 0, False, memoryview(b""))
 
     def close(self) -> None:
-        """Close it; closing again does nothing. The VM keeps its number taken.
-
-        The data of an :class:`Exit` ends with it, or reads all ones.
-        """
-        with deferred_signals(), ExitStack() as steps:
-            # Its mapping would keep the VM, and all the guest's memory, in the kernel.
-            steps.callback(memory.withdraw, self._memory)
-            steps.callback(self.file.close)
-            self._run, self._shared = None, memoryview(b"")
+        """Close it; closing again does nothing. The VM keeps its number taken."""
+        self.file.close()
+        # Its mapping would keep the VM, and all the guest's memory, in the kernel.
+        self._run, self._shared = None, memoryview(b"")
 
     def __repr__(self) -> str:
         return f"<Vcpu {self.id}{' closed' if self.file.closed else ''}>"

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pyvfio import errors
-from pyvfio._sys import sysfs
-from pyvfio._sys.signals import deferred_signals
+from pyvfio._sys import signals, sysfs
 from pyvfio.pci import modules, paths, record
 from pyvfio.pci.address import Address
 from pyvfio.pci.events import wait_until
@@ -151,7 +150,7 @@ def bound(
     taken: list[record.Record] = []
 
     def give_back() -> None:
-        with deferred_signals():
+        with signals.held_back():
             if taken:
                 _once(taken, lambda: unbind(address, timeout=timeout))
 
@@ -191,7 +190,7 @@ def _bind(
                 record.Record(record.identity(function), found.driver, found.override, driver)
             )
             # The kernel is not told half of it.
-            with deferred_signals():
+            with signals.held_back():
                 record.save(function, taken[0])
                 _switch(function, driver, claims)
                 _set_override(function, found.override)
@@ -218,7 +217,7 @@ def _bind(
     except BaseException:
         # Ctrl-C came after all was done.
         if taken:
-            with deferred_signals():
+            with signals.held_back():
                 _exclusively(
                     function, timeout, lambda: _once(taken, lambda: _give_back(function, taken[0]))
                 )
@@ -331,7 +330,7 @@ def _joined(phrases: tuple[str, ...]) -> str:
 
 def _give_back(function: Function, was: record.Record) -> None:
     """Bring a function back to what it was; done to its end, whatever comes between."""
-    with deferred_signals():
+    with signals.held_back():
         try:
             _restore(function, was)
         except errors.Error:

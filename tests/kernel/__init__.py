@@ -1,1 +1,0 @@
-"""Stand-ins of the kernel that tests of several packages use."""
