@@ -47,8 +47,11 @@ class Line:
         self.vector = vector
         self._diagnose = diagnose
         self.queues: list[Queue] = []
-        # One thread sleeps on the vector, the others on this until he is back.
-        self._changed = threading.Condition(threading.Lock())
+        # One thread sleeps on the vector, the others on this until he is back. The lock is taken by
+        # its own name: Condition's __enter__ is Python code, and Ctrl-C at its end would leave the
+        # lock taken for ever.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._asleep = False
         self._waiting = 0
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
@@ -71,14 +74,16 @@ class Line:
         """Wait until an operation is done."""
         tick = time.monotonic() + TICK
         while not operation.done:
-            if self.look():
-                continue
+            found = self.look()
+            if operation.done:
+                return
+            # In every round: a controller that goes on posting completions gains no time by it.
             left = tick - time.monotonic()
             if left <= 0:
                 tick = time.monotonic() + TICK
                 if (mend := self._diagnose()) is not None:
                     mend()
-            elif self.vector is not None:
+            elif not found and self.vector is not None:
                 self._sleep(self.vector, operation, left)
 
     @contextmanager
@@ -97,34 +102,33 @@ class Line:
                 watch.close()
 
     def _sleep(self, vector: Vector, operation: Operation, seconds: float) -> None:
-        with self._changed:
+        mine = False  # whether this thread is the one that sleeps on the vector
+        with self._lock:
             self._waiting += 1
         try:
-            with self._changed:
+            with self._lock:
                 # Looked at after being counted: whoever ends an operation looks at the count after.
                 if operation.done:
                     return
                 if self._asleep:
                     self._changed.wait(seconds)
                     return
-                self._asleep = True
-            try:
-                vector.wait(seconds)
-            except errors.Closed:
-                # Whoever closed it has ended all operations before.
-                if not operation.done:
-                    raise
-            finally:
-                with self._changed:
+                self._asleep = mine = True
+            vector.wait(seconds)
+        except errors.Closed:
+            # Whoever closed it has ended all operations before.
+            if not operation.done:
+                raise
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if mine:
                     self._asleep = False
                     self._changed.notify_all()
-        finally:
-            with self._changed:
-                self._waiting -= 1
 
     def _tell(self) -> None:
         """Something was completed, perhaps for a thread that sleeps."""
-        with self._changed:
+        with self._lock:
             if self._asleep and self.vector is not None:
                 with suppress(errors.Closed):
                     self.vector._eventfd.signal()
