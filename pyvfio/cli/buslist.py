@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
         return
     console = common.console()
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("address", "ids", "group", "driver", "what it is"):
@@ -42,8 +43,8 @@ def run(options: argparse.Namespace) -> None:
             entry["address"],
             f"{entry['vendor_id']:04x}:{entry['device_id']:04x}",
             "-" if entry["iommu_group"] is None else str(entry["iommu_group"]),
-            entry["driver"] or "-",
-            title(entry),
+            common.printable(entry["driver"] or "-"),
+            Text(title(entry)),
             style="green" if entry["driver"] == "vfio-pci" else None,
         )
     console.print(table)
@@ -68,4 +69,4 @@ def describe(function: Function) -> dict[str, Any]:
 def title(entry: dict[str, Any]) -> str:
     """A function in words: its class and, where pci.ids knows them, maker and model."""
     maker = " ".join(entry[name] for name in ("vendor", "device") if entry[name])
-    return ": ".join(part for part in (entry["class"], maker) if part)
+    return common.printable(": ".join(part for part in (entry["class"], maker) if part))

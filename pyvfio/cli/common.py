@@ -55,7 +55,7 @@ def say_if_frozen(function: Function) -> None:
     from pyvfio.eeh.host import frozen_before_open
 
     if (said := frozen_before_open(function)) is not None:
-        print(f"pyvfio: {said}", file=sys.stderr)
+        print(f"pyvfio: {printable(said)}", file=sys.stderr)
 
 
 def refuse_bridge(function: Function) -> None:
@@ -68,6 +68,18 @@ def refuse_bridge(function: Function) -> None:
         raise errors.Unsupported(
             f"{function.address} is a bridge, which VFIO does not drive: name a device below it"
         )
+
+
+def printable(text: str) -> str:
+    """A text as it can be shown: what is not printable is escaped.
+
+    What a device says of itself, names from files, and errors that quote either may hold anything:
+    a terminal would obey it.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def print_json(value: Any) -> None:

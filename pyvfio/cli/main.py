@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import errors
-from pyvfio.cli import access, binding, buslist, eeh, irqroute, nvme, shell, show
+from pyvfio.cli import access, binding, buslist, common, eeh, irqroute, nvme, shell, show
 
 _EPILOG = """\
 exit codes:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = options.run(options)
     except errors.Error as error:
-        print(f"pyvfio: {error}", file=sys.stderr)
+        print(f"pyvfio: {common.printable(str(error))}", file=sys.stderr)
         return _exit_code(error)
     except KeyboardInterrupt:
         print("pyvfio: interrupted", file=sys.stderr)

@@ -36,5 +36,6 @@ def run(options: argparse.Namespace) -> None:
     common.say_if_frozen(function)
     with pyvfio.open(function) as device:
         names = {"pyvfio": pyvfio, "device": device}
-        banner = _BANNER.format(device=device, name=function.device_name or "unknown device")
+        name = common.printable(function.device_name or "unknown device")
+        banner = _BANNER.format(device=device, name=name)
         code.interact(banner, local=names, exitmsg="")

@@ -139,7 +139,7 @@ def _tree(entry: dict[str, Any]) -> Tree:
 
     ids = f"{entry['vendor_id']:04x}:{entry['device_id']:04x}"
     tree = Tree(f"[bold]{entry['address']}[/]  {ids}  {escape(buslist.title(entry))}")
-    driver = entry["driver"] or "none"
+    driver = escape(common.printable(entry["driver"] or "none"))
     if entry["driver"] != "vfio-pci":
         driver += f" [dim](pyvfio bind {entry['address']} hands it to vfio-pci)[/]"
     tree.add(f"driver {driver}")
@@ -148,7 +148,7 @@ def _tree(entry: dict[str, Any]) -> Tree:
     else:
         group = tree.add(f"IOMMU group {entry['iommu_group']}")
         for member in entry["group_members"]:
-            text = f"{member['address']} {member['driver'] or 'no driver'}"
+            text = f"{member['address']} {common.printable(member['driver'] or 'no driver')}"
             blocked = member["address"] in entry["in_the_way"]
             group.add(f"[yellow]{text}, in the way[/]" if blocked else text)
     regions = tree.add("regions")
@@ -161,7 +161,8 @@ def _tree(entry: dict[str, Any]) -> Tree:
     tree.add(
         "interrupts " + ", ".join(f"{name} {value}" for name, value in entry["interrupts"].items())
     )
-    tree.add(f"reset by {', '.join(entry['reset_methods']) or 'nothing'}")
+    methods = common.printable(", ".join(entry["reset_methods"]))
+    tree.add(f"reset by {escape(methods) or 'nothing'}")
     capabilities = tree.add("capabilities")
     for capability in entry["capabilities"]:
         branch = capabilities.add(
@@ -170,7 +171,7 @@ def _tree(entry: dict[str, Any]) -> Tree:
         for name, value in capability["fields"].items():
             branch.add(f"[dim]{name}[/] {escape(_value(value))}")
     for fault in entry["faults"]:
-        tree.add(f"[yellow]{escape(fault)}[/]")
+        tree.add(f"[yellow]{escape(common.printable(fault))}[/]")
     return tree
 
 
@@ -190,4 +191,4 @@ def _value(value: Any) -> str:
         return ", ".join(map(_value, value)) or "-"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_value(item)}" for name, item in value.items())
-    return str(value)
+    return common.printable(str(value))

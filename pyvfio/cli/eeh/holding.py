@@ -170,4 +170,5 @@ def _proof(device: Device) -> Callable[[], str]:
 
 def _show(step: Step) -> None:
     failed = "FAILED: " if step.failed else ""
-    print(f"{step.seconds:7.2f} s  {step.name:<20} {failed}{step.said}", flush=True)
+    said = common.printable(step.said)
+    print(f"{step.seconds:7.2f} s  {step.name:<20} {failed}{said}", flush=True)

@@ -140,5 +140,5 @@ def _line(entry: dict[str, Any]) -> str:
     noted = f" ({', '.join(entry['noted'])})" if entry["noted"] else ""
     return (
         f"{entry['address']}  PE {entry['pe']:#x}  {entry['state']}{noted}  "
-        f"{entry['driver'] or 'no driver'}"
+        f"{common.printable(entry['driver'] or 'no driver')}"
     )

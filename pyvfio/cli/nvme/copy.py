@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
             with Meter("verify", wrote) as meter:
                 pipe.compare(source, target, wrote, pieces, meter)
             said += ", read back and found the same"
-        print(said, file=sys.stderr)
+        print(common.printable(said), file=sys.stderr)
 
 
 def _check_places(source: Place, target: Place) -> None:
@@ -166,11 +166,11 @@ def _progress_told(source: ends.End, target: ends.End, size: int | None) -> Iter
             yield meter
         except BaseException:
             of = "" if size is None else f" of {size:,}"
-            print(
+            said = (
                 f"pyvfio: stopped after {meter.done:,}{of} bytes from {source.name}; "
-                f"{target.name} is not complete",
-                file=sys.stderr,
+                f"{target.name} is not complete"
             )
+            print(common.printable(said), file=sys.stderr)
             raise
 
 

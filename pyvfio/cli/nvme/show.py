@@ -183,7 +183,7 @@ def _decimal(size: int) -> str:
 
 
 def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
-    """Names and values, side by side."""
+    """Names and values, side by side; a value that is a text is a device's, and no markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -191,6 +191,5 @@ def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows:
-        # What a device says of itself is no markup.
-        table.add_row(name, Text(value) if isinstance(value, str) else value)
+        table.add_row(name, Text(common.printable(value)) if isinstance(value, str) else value)
     return table
