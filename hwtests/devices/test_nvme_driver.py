@@ -1,7 +1,7 @@
 """The NVMe driver: commands, memory, queues, waiting, and what goes wrong.
 
-Works on any NVMe controller with a namespace. What writes to the medium, or would leave a disk with
-something of its own to lose in doubt, runs on the bench alone.
+Works on any NVMe controller; what needs a namespace is skipped on one without. What writes to the
+medium, or would leave a disk with something of its own to lose in doubt, runs on the bench alone.
 """
 
 from __future__ import annotations
@@ -48,12 +48,17 @@ def controller(device: Device, request: pytest.FixtureRequest) -> Iterator[nvme.
         yield controller
 
 
+def first(controller: nvme.Controller) -> nvme.Namespace:
+    """The first namespace; a controller may have none."""
+    if not controller.namespaces:
+        pytest.skip("the controller has no namespace")
+    return controller.namespaces[min(controller.namespaces)]
+
+
 @pytest.fixture
 def disk(controller: nvme.Controller) -> nvme.Namespace:
     """The first namespace; on the bench with something in it that no other place has."""
-    if not controller.namespaces:
-        pytest.skip("the controller has no namespace")
-    disk = controller.namespaces[min(controller.namespaces)]
+    disk = first(controller)
     if ON_BENCH:
         disk.write(0, os.urandom(2 * controller.max_transfer + 16 * disk.block_size))
     return disk
@@ -299,7 +304,7 @@ def test_each_namespace_is_a_disk_of_its_own(controller: nvme.Controller) -> Non
 @both_ways
 def test_every_way_of_waiting(device: Device, interrupts: bool) -> None:
     with nvme.Controller(device, queues=2, interrupts=interrupts) as controller:
-        disk = next(iter(controller.namespaces.values()))
+        disk = first(controller)
         block, count = disk.block_size, 200
         wanted = content(disk, count)
         buffer = device.dma.alloc(count * block)
@@ -350,7 +355,7 @@ def test_every_way_of_waiting(device: Device, interrupts: bool) -> None:
 @pytest.mark.parametrize("depth", [2, 3, 128])
 def test_queues_go_round_thousands_of_times(device: Device, depth: int) -> None:
     with nvme.Controller(device, depth=depth) as controller:
-        disk = next(iter(controller.namespaces.values()))
+        disk = first(controller)
         block = disk.block_size
         wanted = content(disk, 64)
         buffer = device.dma.alloc(64 * block)
@@ -372,7 +377,7 @@ def test_queues_go_round_thousands_of_times(device: Device, depth: int) -> None:
 def test_threads_and_event_loops_share_queues(device: Device, interrupts: bool) -> None:
     """More threads than queues, beside event loops of their own, and administration meanwhile."""
     with nvme.Controller(device, queues=2, depth=8, interrupts=interrupts) as controller:
-        disk = next(iter(controller.namespaces.values()))
+        disk = first(controller)
         block = disk.block_size
         wanted = content(disk, 64)
         rounds = 200 if interrupts else 50
@@ -679,7 +684,7 @@ def test_closed_under_load(function: Function, interrupts: bool) -> None:
         for _ in range(3):
             controller = nvme.Controller(device, queues=2, interrupts=interrupts)
             try:
-                load = Load(controller, next(iter(controller.namespaces.values())))
+                load = Load(controller, first(controller))
                 load.until(50)
             finally:
                 controller.close()
@@ -698,7 +703,7 @@ def test_an_event_loop_goes_on_after_the_controller_was_closed(device: Device) -
     async def work() -> None:
         for _ in range(5):
             with nvme.Controller(device) as controller:
-                disk = next(iter(controller.namespaces.values()))
+                disk = first(controller)
                 queue = controller.queues[0]
                 with queue.batch():
                     request = controller.start_admin(nvme.Admin.ASYNC_EVENT_REQUEST)
@@ -718,7 +723,7 @@ async def _awaited(operation: nvme.Operation) -> int:
 def test_what_was_closed_refuses_and_keeps_nothing(function: Function) -> None:
     with pyvfio.open(function) as device:
         with nvme.Controller(device) as controller:
-            disk = next(iter(controller.namespaces.values()))
+            disk = first(controller)
             disk.read(0, 1)
         refused: list[Callable[[], object]] = [
             lambda: disk.start_read(0, bytearray(controller.max_transfer)).wait(),
@@ -747,15 +752,15 @@ def test_the_device_closed_first(function: Function) -> None:
     before = Holdings.now()
     device = pyvfio.open(function)
     controller = nvme.Controller(device, queues=2)
-    disk = next(iter(controller.namespaces.values()))
     request = controller.start_admin(nvme.Admin.ASYNC_EVENT_REQUEST)
     device.close()
-    refused: list[Callable[[], object]] = [partial(disk.read, 0, 1), request.wait]
+    refused: list[Callable[[], object]] = [controller.smart, request.wait]
+    refused += [partial(disk.read, 0, 1) for disk in controller.namespaces.values()]
     for action in refused:
         with pytest.raises((errors.Closed, errors.StateError)):
             action()
     controller.close()
-    del action, refused, controller, disk, request
+    del action, refused, controller, request
     assert Holdings.now() == before
 
 
@@ -763,7 +768,7 @@ def test_the_device_closed_first(function: Function) -> None:
 def test_the_host_takes_the_device_out(function: Function) -> None:
     before = Holdings.now()
     with pyvfio.open(function) as device, nvme.Controller(device, queues=2) as controller:
-        disk = next(iter(controller.namespaces.values()))
+        disk = first(controller)
         with device.req.enable() as vectors, removed(function) as removing:
             assert vectors[0].wait(WAIT)
             disk.read(0, 1)  # the host waits

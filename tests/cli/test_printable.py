@@ -166,18 +166,17 @@ def evil_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     line = EVIL.replace("\n", "").encode(errors="surrogateescape")
     ids = names.PciIds(b"1234  " + line + b"\n\t5678  " + line + b"\nC 01  " + line + b"\n")
     monkeypatch.setattr(names, "_system_ids", lambda: ids)
-    function = tree.function(
-        ADDRESS,
-        group=3,
-        vendor="0x1234",
-        device="0x5678",
-        **{"class": "0x010802"},
-        subsystem_vendor="0x0",
-        subsystem_device="0x0",
-        revision="0x01",
-        resource="\n".join(["0x0 0x0 0x0"] * 7),
-        reset_method=EVIL.replace("\n", "").replace("\udcff", ""),
-    )
+    attributes: dict[str, Any] = {
+        "vendor": "0x1234",
+        "device": "0x5678",
+        "class": "0x010802",
+        "subsystem_vendor": "0x0",
+        "subsystem_device": "0x0",
+        "revision": "0x01",
+        "resource": "\n".join(["0x0 0x0 0x0"] * 7),
+        "reset_method": EVIL.replace("\n", "").replace("\udcff", ""),
+    }
+    function = tree.function(ADDRESS, group=3, **attributes)
     (function.sysfs / "config").write_bytes(bytes(256))
     return tree
 
