@@ -209,11 +209,6 @@ class EventFd(File):
             self._closing.append(fd)
             self._leave()
 
-    def __del__(self) -> None:
-        super().__del__()
-        if getattr(self, "_closing", None):  # Ctrl-C kept the last thread from it
-            calls.close(self._closing.pop())
-
     def _leave(self) -> None:
         """Nothing more is done with it here since it is closed: wake the next, or close it.
 
@@ -227,7 +222,7 @@ class EventFd(File):
             except IndexError:  # another was the last
                 return
             if not self._waiting:
-                calls.close(fd)
+                self._end(fd)
                 return
             try:
                 calls.eventfd_write(fd, 1)

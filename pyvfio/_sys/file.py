@@ -29,6 +29,25 @@ def refused(error: OSError, call: str, path: str) -> errors.KernelError:
     return errors.KernelError(number, call, path)
 
 
+class _Guard:
+    """Closes a descriptor whose file was forgotten, with a warning.
+
+    That of a file that was closed is kept for the next file: a finalizer is Python code, and an
+    exception that a signal's handler raises in one, as for Ctrl-C, is lost. So it is run only for
+    forgotten files.
+    """
+
+    __slots__ = ("fd", "path")
+
+    fd: int
+    path: str
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            warnings.warn(f"unclosed file {self.path}", ResourceWarning, stacklevel=2)
+            calls.close(self.fd)
+
+
 class File(Closing):
     """A file descriptor and the one right to close it.
 
@@ -41,15 +60,17 @@ class File(Closing):
             refusal; None for nobody.
     """
 
-    __slots__ = ("__weakref__", "_fd", "path", "watcher")
+    __slots__ = ("__weakref__", "_fd", "_guard", "path", "watcher")
 
     watcher: Callable[[Request, Any, int | OSError], None] | None
 
     def __init__(self, fd: int, path: str) -> None:
-        self._fd = fd
+        self._guard = _spare.pop() if _spare else _Guard()
+        self._guard.path = path
+        self._guard.fd = self._fd = fd
         self.path = path
         self.watcher = None
-        _live.add(self)
+        _live[id(self)] = weakref.ref(self)
 
     @classmethod
     def open(cls, path: str, flags: int = os.O_RDWR) -> Self:
@@ -150,12 +171,16 @@ class File(Closing):
         """Close the descriptor; closing again does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            calls.close(fd)
+            self._end(fd)
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+    def _end(self, fd: int) -> None:
+        """Close the descriptor."""
+        _live.pop(id(self), None)
+        guard = self._guard
+        del self._guard  # it is another's from now on
+        guard.fd = -1
+        _spare.append(guard)
+        calls.close(fd)
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
@@ -180,13 +205,16 @@ class DeviceFile(File):
         return super().refused(error, call)
 
 
-_live: weakref.WeakSet[File] = weakref.WeakSet()
+_spare: list[_Guard] = []
+# By id(). Without callbacks, which are Python code as finalizers are.
+_live: dict[int, weakref.ref[File]] = {}
 
 
 def _close_in_child() -> None:
-    for file in list(_live):
-        # Not what a subclass makes of it: the parent must not notice.
-        File.close(file)
+    for reference in list(_live.values()):
+        if (file := reference()) is not None:
+            # Not what a subclass makes of it: the parent must not notice.
+            File.close(file)
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -127,3 +130,44 @@ def test_sysfs_reads_links_and_says_what_is_missing(tmp_path: Path) -> None:
     assert sysfs.link_name(tmp_path / "absent") is None
     with pytest.raises(errors.KernelError, match="ENOENT"):
         sysfs.read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("kind", [lambda: File(os.memfd_create("a"), "a"), EventFd])
+def test_closed_file_ends_without_python_code(kind: Callable[[], File]) -> None:
+    """In which Ctrl-C would be lost: "Exception ignored in"."""
+    files = [kind() for _ in range(3)]
+    for file in files:
+        file.close()
+    del file
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    files.clear()
+    sys.setprofile(None)
+    assert called == []
+
+
+def test_descriptor_of_an_interrupted_close_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of those who wait was kept from closing it."""
+    event = EventFd()
+    fd = event.fileno()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventFd, "_leave", lambda event: interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            event.close()
+    assert event.closed
+    os.fstat(fd)
+    events = [event]
+    del event
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        events.clear()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
