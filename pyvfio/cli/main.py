@@ -8,7 +8,18 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import errors
-from pyvfio.cli import access, binding, buslist, common, eeh, irqroute, nvme, shell, show
+from pyvfio.cli import (
+    access,
+    binding,
+    buslist,
+    common,
+    eeh,
+    interrupts,
+    irqroute,
+    nvme,
+    shell,
+    show,
+)
 
 _EPILOG = """\
 exit codes:
@@ -66,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             argcomplete.autocomplete(top)
     options = top.parse_args(arguments)
     try:
-        status = options.run(options)
+        with interrupts.raised_again():
+            status = options.run(options)
     except errors.Error as error:
         print(f"pyvfio: {common.printable(str(error))}", file=sys.stderr)
         return _exit_code(error)
