@@ -7,6 +7,7 @@ kernel checks and recovers nothing.
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from pyvfio._sys import sysfs
 from pyvfio.eeh.error import InjectedError
 from pyvfio.eeh.host import HostPe
 from pyvfio.pci import Function, paths
+
+_NUMBER = re.compile(r"0x[0-9a-f]{1,16}|0|[1-9][0-9]{0,19}")
 
 
 class Settings(NamedTuple):
@@ -37,10 +40,11 @@ def settings() -> Settings:
     Raises:
         HostError: debugfs is not mounted, or the kernel offers no such file.
         AccessDenied: only root may look.
+        KernelError: a file holds something else than a number (EPROTO).
     """
     return Settings(
-        enabled=int(_read("eeh_enable"), 16) != 0,
-        max_freezes=int(_read("eeh_max_freezes"), 0),
+        enabled=_number("eeh_enable", 16) != 0,
+        max_freezes=_number("eeh_max_freezes", 0),
         recovery=_read("eeh_disable_recovery") == "N",
     )
 
@@ -121,6 +125,15 @@ def find(name: str) -> Path:
 
 def _read(name: str) -> str:
     return sysfs.read(find(name))
+
+
+def _number(name: str, base: int) -> int:
+    text = _read(name)
+    if not _NUMBER.fullmatch(text):
+        raise errors.KernelError(
+            errno.EPROTO, "read", str(find(name)), f"it holds {text[:40]!r}, not a number"
+        )
+    return int(text, base)
 
 
 def _write(name: str, text: str) -> None:

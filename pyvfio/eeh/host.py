@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from pyvfio import errors
 from pyvfio._sys import sysfs
 from pyvfio.eeh.procfs import check_enabled
 from pyvfio.eeh.state import DeviceMode, HostState, PeState, Software
 from pyvfio.pci import Function, functions
+
+_WORD = re.compile(r"(?:0x)?[0-9a-fA-F]{1,16}")
 
 
 class HostPe:
@@ -148,12 +151,14 @@ class HostPe:
         text = self._read(name)
         if not text:
             raise self._no_pe()
-        try:
-            return int(text, 16)
-        except ValueError:
+        if not _WORD.fullmatch(text):
             raise errors.KernelError(
-                errno.EPROTO, "read", str(self.function.sysfs / name), f"{text!r} is no number"
-            ) from None
+                errno.EPROTO,
+                "read",
+                str(self.function.sysfs / name),
+                f"it holds {text[:40]!r}, not a number",
+            )
+        return int(text, 16)
 
     def _read(self, name: str) -> str:
         try:

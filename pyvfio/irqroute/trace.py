@@ -38,7 +38,8 @@ class Event:
         arguments: what it was given, in readable form.
         text: both in one word: ``S(0,[kvm0])`` points VFIO's vectors from 0 on at eventfds, ``D``
             disables the index, ``T(0)`` fires vectors, ``G{24:m}`` commits the table of routes,
-            ``I+(kvm0,24)`` and ``I-(kvm0,24)`` bind an eventfd to a GSI and unbind it.
+            ``I+(kvm0,24)`` and ``I-(kvm0,24)`` bind an eventfd to a GSI and unbind it,
+            ``?(7 bytes)`` is one whose argument is cut off.
         error: the kernel's refusal ("EINVAL", or "only 3" where VFIO has fewer vectors), or None.
         modelled: no kernel was asked.
     """
@@ -107,7 +108,8 @@ def decode(
 
     Args:
         request: the ioctl.
-        argument: its bytes.
+        argument: its bytes. One that is shorter than it says is shown by its size: the call was
+            made, and whoever made it must not lose its result.
         outcome: its result, or the refusal.
         names: what descriptors are called.
         modelled: no kernel was asked.
@@ -115,7 +117,11 @@ def decode(
     decoder = _DECODERS.get(request)
     if decoder is None:
         return None
-    text, arguments = decoder(bytes(argument), names)
+    data = b"" if isinstance(argument, int) else bytes(argument)
+    try:
+        text, arguments = decoder(data, names)
+    except struct.error:
+        text, arguments = f"?({len(data)} bytes)", {"size": len(data)}
     error = None
     if isinstance(outcome, int) and outcome > 0 and request == vfio.VFIO_DEVICE_SET_IRQS:
         error = f"only {outcome}"  # the vectors that could be had; none was taken

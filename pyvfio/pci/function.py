@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from pyvfio.pci.group import IommuGroup
 
 _HEADER_TYPE = 0x0E  # PCI_HEADER_TYPE in linux/pci_regs.h
+_HEXADECIMAL = re.compile(r"(?:0x)?[0-9a-fA-F]{1,16}")
+_DECIMAL = re.compile(r"-?[0-9]{1,10}")
+_MOST_RESOURCES = 64  # lines; the kernel has up to 17 (PCI_NUM_RESOURCES)
 
 
 class Resource(NamedTuple):
@@ -66,32 +70,32 @@ class Function:
     @property
     def vendor_id(self) -> int:
         """Vendor ID, 16 bits."""
-        return int(self._read("vendor"), 16)
+        return self._hexadecimal("vendor")
 
     @property
     def device_id(self) -> int:
         """Device ID, 16 bits."""
-        return int(self._read("device"), 16)
+        return self._hexadecimal("device")
 
     @property
     def subsystem_vendor_id(self) -> int:
         """Subsystem vendor ID, 16 bits; 0 where there is none."""
-        return int(self._read("subsystem_vendor"), 16)
+        return self._hexadecimal("subsystem_vendor")
 
     @property
     def subsystem_device_id(self) -> int:
         """Subsystem device ID, 16 bits; 0 where there is none."""
-        return int(self._read("subsystem_device"), 16)
+        return self._hexadecimal("subsystem_device")
 
     @property
     def class_code(self) -> int:
         """24 bits: base class, subclass, programming interface."""
-        return int(self._read("class"), 16)
+        return self._hexadecimal("class")
 
     @property
     def revision(self) -> int:
         """Revision ID, 8 bits."""
-        return int(self._read("revision"), 16)
+        return self._hexadecimal("revision")
 
     @property
     def vendor_name(self) -> str | None:
@@ -125,17 +129,20 @@ class Function:
         from pyvfio.pci.group import IommuGroup
 
         group = sysfs.link_name(self.sysfs / "iommu_group")
-        return None if group is None else IommuGroup(int(group))
+        return None if group is None else IommuGroup(self._decimal("iommu_group", group))
 
     @property
     def is_bridge(self) -> bool:
         """Whether its config header is of type 1 or 2; VFIO drives no bridges."""
-        return self.read_config()[_HEADER_TYPE] & 0x7F in (1, 2)
+        config = self.read_config()
+        if len(config) <= _HEADER_TYPE:
+            raise self._nonsense("config", f"only {len(config)} bytes")
+        return config[_HEADER_TYPE] & 0x7F in (1, 2)
 
     @property
     def numa_node(self) -> int | None:
         """The NUMA node it is attached to, if the host has several."""
-        node = int(self._optional("numa_node") or -1)
+        node = self._decimal("numa_node", self._optional("numa_node") or "-1")
         return None if node < 0 else node
 
     @property
@@ -144,7 +151,15 @@ class Function:
         virtual functions and the windows of a bridge.
         """
         lines = self._read("resource").splitlines()
-        return tuple(Resource(*(int(word, 16) for word in line.split())) for line in lines)
+        if len(lines) > _MOST_RESOURCES:
+            raise self._nonsense("resource", f"{len(lines)} lines")
+        found = []
+        for line in lines:
+            words = line.split(" ")
+            if len(words) != 3 or not all(map(_HEXADECIMAL.fullmatch, words)):
+                raise self._nonsense("resource", f"a line {line[:60]!r}")
+            found.append(Resource(*(int(word, 16) for word in words)))
+        return tuple(found)
 
     @property
     def power_state(self) -> str | None:
@@ -159,7 +174,7 @@ class Function:
     @property
     def virtual_functions(self) -> int:
         """How many SR-IOV virtual functions are enabled on it."""
-        return int(self._optional("sriov_numvfs") or 0)
+        return self._decimal("sriov_numvfs", self._optional("sriov_numvfs") or "0")
 
     @property
     def physical_function(self) -> Function | None:
@@ -207,6 +222,21 @@ class Function:
             if error.errno == errno.ENOENT:
                 return None
             raise
+
+    def _hexadecimal(self, name: str) -> int:
+        text = self._read(name)
+        if not _HEXADECIMAL.fullmatch(text):
+            raise self._nonsense(name, f"{text[:40]!r}")
+        return int(text, 16)
+
+    def _decimal(self, name: str, text: str) -> int:
+        if not _DECIMAL.fullmatch(text):
+            raise self._nonsense(name, f"{text[:40]!r}")
+        return int(text)
+
+    def _nonsense(self, name: str, what: str) -> errors.KernelError:
+        path = str(self.sysfs / name)
+        return errors.KernelError(errno.EPROTO, "read", path, f"it holds {what}")
 
     def _failure(self, error: errors.KernelError) -> errors.Error:
         return error if self.sysfs.exists() else self._absent()

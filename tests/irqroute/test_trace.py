@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -188,3 +189,37 @@ def test_errno_names_are_the_kernels() -> None:
     event = decode(kvm_abi.KVM_IRQFD, bytes(kvm_abi.kvm_irqfd()), OSError(errno.EBUSY, ""), {})
     assert event is not None
     assert event.error == "EBUSY"
+
+
+REQUESTS = (vfio.VFIO_DEVICE_SET_IRQS, kvm_abi.KVM_IRQFD, kvm_abi.KVM_SET_GSI_ROUTING)
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize(
+    "argument",
+    [b"", b"\xff" * 7, b"\xff" * 23, 0, 1 << 62],
+    ids=lambda argument: repr(argument)[:9],
+)
+def test_argument_that_is_cut_off_is_shown_by_its_size(request_: Any, argument: Any) -> None:
+    """The call was made: whoever made it gets its result."""
+    size = 0 if isinstance(argument, int) else len(argument)
+    event = decode(request_, argument, 0, {})
+    assert event is not None
+    if size < 16 or request_ != kvm_abi.KVM_IRQFD:
+        assert event.text == f"?({size} bytes)"
+        assert event.arguments == {"size": size}
+
+
+def test_caller_of_a_cut_off_ioctl_gets_its_result() -> None:
+    with device(4) as (irq, trace):
+        with pytest.raises(errors.KernelError):
+            irq.file.ioctl(kvm_abi.KVM_IRQFD, bytearray(3))
+        assert str(trace.take()[0]) == "?(3 bytes) ENOTTY"
+
+
+@given(st.sampled_from(REQUESTS), st.binary(max_size=200), st.integers(-1, 200))
+def test_any_argument_is_decoded(request_: Any, argument: bytes, outcome: int) -> None:
+    refusal = OSError(outcome, "") if outcome % 2 else outcome
+    event = decode(request_, argument, refusal, {3: "kvm0"})
+    assert event is not None
+    assert len(str(event)) < 10_000
