@@ -23,7 +23,6 @@ from tools._bench.suites import DEFAULT_QEMU
 IN_EVERY_CHECK = [
     ("x86", "7", DEFAULT_QEMU),
     ("x86", "iommufd", DEFAULT_QEMU),
-    ("power9", "7", DEFAULT_QEMU),
 ]
 
 
