@@ -13,6 +13,9 @@ from pyvfio.pci import Function, bind, unbind
 from tests.pci.bus.driver_core import DriverCore
 from tests.pci.bus.tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 A, B, C = "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"
 
 

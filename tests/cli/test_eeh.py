@@ -19,6 +19,9 @@ from pyvfio.pci import Function
 from tests.eeh.standin import SysfsPe
 from tests.pci.bus.tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 BDF = "0000:01:00.0"
 COMMANDS = ["status", "freeze", "thaw", "drill", "reset", "recover", "inject"]
 

@@ -25,6 +25,9 @@ from pyvfio.pci import Function, bind, bound, modules, paths, unbind
 from .driver_core import DriverCore
 from .tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 ADDRESS = "0000:01:00.0"
 RECORD = f"{ADDRESS}.json"
 

@@ -13,6 +13,9 @@ from pyvfio.pci import paths, users
 from .others import process
 from .tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 FUNCTIONS = 200
 PROCESSES = 500
 NODES = 1000

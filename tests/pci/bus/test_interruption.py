@@ -18,6 +18,9 @@ from pyvfio.pci import Function, bind, bound, paths, unbind
 from .driver_core import DriverCore
 from .tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 ADDRESS = "0000:01:00.0"
 PACKAGE = str(Path(pyvfio.__file__).parent)
 # What changes something or holds something open; the rest only looks.

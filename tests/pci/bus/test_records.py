@@ -17,6 +17,9 @@ from .driver_core import DriverCore
 from .others import needs_namespaces
 from .tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 ADDRESS = "0000:01:00.0"
 
 

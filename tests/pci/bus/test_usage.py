@@ -18,6 +18,9 @@ from pyvfio.pci.usage import netlink, vfio_holders
 from .others import number
 from .tree import Tree
 
+# All processes of this machine are looked into, those of other tests among them.
+pytestmark = pytest.mark.xdist_group("users of this machine")
+
 
 def mount(tree: Tree, *lines: str) -> None:
     tree.write(tree.proc / "self/mountinfo", "".join(f"{line}\n" for line in lines))
