@@ -15,11 +15,12 @@ that is raised).
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 if sys.byteorder != "little":
     raise ImportError("pyvfio needs a little-endian host")
 
+# typing takes milliseconds to import, in which Ctrl-C would find the command without its handler.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvfio import device as device
     from pyvfio import drivers as drivers

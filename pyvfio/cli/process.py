@@ -9,8 +9,8 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 import sys
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in pyvfio/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
 

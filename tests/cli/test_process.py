@@ -41,6 +41,11 @@ def test_ctrl_c_during_imports_is_one_line(number: int, monkeypatch: pytest.Monk
     assert (result.returncode, result.stderr) == (130, "pyvfio: interrupted\n")
 
 
+def test_nothing_slow_is_imported_before_ctrl_c_is_handled() -> None:
+    code = "import sys, pyvfio.cli, pyvfio.cli.process; print('typing' in sys.modules)"
+    assert run(code).stdout == "False\n"
+
+
 def test_ctrl_c_that_python_drops_comes_again() -> None:
     code = """\
 import os, signal, sys, time
