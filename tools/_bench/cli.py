@@ -1,4 +1,4 @@
-"""The command line: tools/bench list, run, shell, get, clean."""
+"""The command line: tools/bench list, run, shell, get, soak, clean."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from . import BenchError, cache, emulator, kernel, machine, root
-from .packages import need_packages
+from . import BenchError, cache, emulator, kernel, machine, soak
+from .preparation import CHECKOUT, prepare
 from .profiles import PROFILES, Profile
 from .progress import say
 from .suites import DEFAULT_QEMU, ROOT_SUITES
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 USAGE_STATUS = 2
 TIME_LIMIT_STATUS = 124  # as timeout(1)
@@ -68,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show all that apt and pip print while the bench is set up; so does PYVFIO_VERBOSE=1",
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|shell|get|clean")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="list|run|shell|get|soak|clean"
+    )
     listing = verbs.add_parser(
         "list", help="the emulated hosts, their devices, kernels and QEMUs, and what is cached"
     )
@@ -147,6 +147,14 @@ def _parser() -> argparse.ArgumentParser:
     getting.add_argument(
         "--json", action="store_true", help="print what was got, or why it could not be, as JSON"
     )
+    soaking = verbs.add_parser(
+        "soak",
+        help="boot it many times with each QEMU, test a device each time, count what went wrong",
+        epilog=soak.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    soaking.add_argument("profile", choices=PROFILES, metavar="PROFILE", help="as for run")
+    soak.add_arguments(soaking)
     return parser
 
 
@@ -167,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.verb == "clean":
             say(f"{_megabytes(cache.clean(parsed.unused))} freed in {cache.directory()}")
             return 0
+        if parsed.verb == "soak":
+            return soak.soak(parsed)
         return _boot(parsed)
     except machine.TimeLimit as error:
         say(f"error: {error}")
@@ -289,43 +299,6 @@ def _boot(parsed: argparse.Namespace) -> int:
         say(f"KVM does not run guests on this machine; going on without it. ({error})")
         options = dataclasses.replace(options, accelerator="tcg")
         return _run(profile, options, command, time_limit)
-
-
-def prepare(
-    profile: Profile,
-    kernel_name: str | None = None,
-    qemu: str = DEFAULT_QEMU,
-    suite: str | None = None,
-    more: Sequence[str] = (),
-    **others: Any,
-) -> machine.Options:
-    """Get all that it takes to boot a host, from the cache or anew.
-
-    Args:
-        profile: The host.
-        kernel_name: As for --kernel.
-        qemu: As for --qemu.
-        suite: As for --suite.
-        more: Debian packages to have in the root file system beside the bench's own.
-        others: Further attributes of machine.Options.
-    """
-    need_packages("debian-archive-keyring")
-    if others.get("accelerator") == "kvm" and not profile.kvm_cpu:
-        say(f"{profile.name} is emulated without KVM; going on with tcg")
-        others["accelerator"] = "tcg"
-    if qemu == emulator.SYSTEM:
-        need_packages(profile.qemu_package)
-    options = {
-        "emulator": emulator.get(qemu, profile.qemu_package, profile.qemu),
-        "checkout": CHECKOUT,
-        **others,
-    }
-    roots = root.get(profile.architecture, more, suite)
-    if kernel_name and kernel_name not in kernel.names(profile) and Path(kernel_name).is_file():
-        return machine.Options(kernel=Path(kernel_name), initrd=[roots.whole()], **options)
-    chosen = kernel.get(profile, kernel.wanted(profile, kernel_name), suite)
-    initrd = [roots.early, chosen.modules]
-    return machine.Options(kernel=chosen.image, initrd=initrd, disk=roots.disk, **options)
 
 
 def _run(

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from . import BenchError, machine
-from .cli import CHECKOUT, prepare
+from .preparation import CHECKOUT, prepare
 from .profiles import PROFILES, Profile
 from .suites import DEFAULT_QEMU
 
