@@ -78,9 +78,9 @@ def rebuild(source: Path, config: Path, release: str, work: Path, step: Step) ->
     Args:
         source: linux-source-*.tar.xz of the Debian package of that name, of the kernel's version.
         config: The kernel's configuration.
-        release: What `uname -r` says of the kernel.
+        release: The output of `uname -r` on that kernel.
         work: An empty directory for the source and what is built of it.
-        step: Told how far it is.
+        step: Shows the progress.
 
     Returns:
         The modules, without debugging information, to be loaded instead of Debian's of the same

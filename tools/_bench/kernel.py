@@ -49,11 +49,6 @@ class Kernel:
         """The part of the initramfs that has the modules."""
         return self.directory / "modules.cpio"
 
-    @property
-    def release(self) -> str:
-        """As `uname -r` prints it."""
-        return (self.directory / "release").read_text()
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -185,7 +180,6 @@ def _build(
         _choose_modules(everything, tree.name, (*MODULES, *profile.modules), chosen)
         with (entry / "modules.cpio").open("wb") as output:
             cpio.write(chosen, output)
-    (entry / "release").write_text(tree.name)
     (entry / "packages").write_text("".join(f"{path.name}\n" for path in packages))
 
 

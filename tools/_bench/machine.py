@@ -208,7 +208,8 @@ class Host:
         """
         control = self._sockets["control"]
         self._reader, self._writer = await asyncio.open_unix_connection(sock=control)
-        with contextlib.suppress(ConnectError):  # the guest's silence will tell
+        # Where QEMU has ended, the control port closes as well; that is reported below.
+        with contextlib.suppress(ConnectError):
             await self._qmp.connect(self._sockets["qmp"])
         self._writer.write(script.encode())
         if await self._heard() != "ready":

@@ -40,11 +40,6 @@ class Step:
         if self._status is not None:
             self._status.update(f"{self._title} [dim]{detail}")
 
-    def hide(self) -> None:
-        """Leave the terminal to others, for good."""
-        if self._status is not None:
-            self._status.stop()
-
 
 @contextlib.contextmanager
 def step(title: str) -> Iterator[Step]:
