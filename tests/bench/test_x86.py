@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import shlex
@@ -22,6 +23,8 @@ PLAIN = pytest.mark.xdist_group("x86")
 SPECIAL = pytest.mark.xdist_group("x86 with other devices")  # each is a boot
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# For the guest: how much more often the tests go on that repeat something at random.
+REPEAT = f"PYVFIO_REPEAT={os.environ.get('PYVFIO_REPEAT', '1')}"
 # The SR-IOV controller's functions are tested in test_sriov.py.
 ADDRESSES = {device.name: device.address for device in X86.devices if device.name != "nvme-sriov"}
 
@@ -109,7 +112,7 @@ def test_binding_and_commands_where_there_is_something_to_lose(
     port = X86.spare_port
     said = hosts.run(
         "x86",
-        "python3 -m pytest hwtests/host --ignore=hwtests/host/test_users.py",
+        f"{REPEAT} python3 -m pytest hwtests/host --ignore=hwtests/host/test_users.py",
         # Two functions in one group: it is viable only when both are VFIO's. The namespaces are for
         # hwtests/host/test_nvme_truth.py.
         qemu_args=f"-device virtio-rng-pci,bus={port},addr=0.0,multifunction=on "
@@ -123,7 +126,7 @@ def test_binding_and_commands_where_there_is_something_to_lose(
 def test_users_of_a_device_are_found_and_removal_recognized(hosts: Hosts) -> None:
     said = hosts.run(
         "x86",
-        "python3 -m pytest -rs hwtests/host/test_users.py",
+        f"{REPEAT} python3 -m pytest -rs hwtests/host/test_users.py",
         # A disk with SR-IOV.
         qemu_args="-device nvme-subsys,id=sriov -device nvme,serial=sriov,subsys=sriov,"
         f"bus={X86.spare_port},sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2,"
