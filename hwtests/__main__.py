@@ -98,17 +98,17 @@ def _run_session(arguments: list[str]) -> int:
     import signal
     import subprocess
 
-    from pyvfio._sys import signals
+    from pyvfio._sys.signals import deferred_signals
 
     session = None
     try:
         # A process that nobody knows of would keep the device open.
-        with signals.held_back():
+        with deferred_signals():
             session = subprocess.Popen([sys.executable, "-m", "hwtests.session", *arguments])
         status = session.wait()
     except BaseException:
         if session is not None:
-            with signals.held_back():
+            with deferred_signals():
                 _end(session)
         raise
     if status < 0:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import select
-import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pyvfio import errors
 from pyvfio._sys import calls
+from pyvfio._sys import file as files
 from pyvfio._sys.file import File, refused
+from pyvfio._sys.signals import deferred_signals
 
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Generator
+    from types import FrameType
 
     from pyvfio._sys.hub import Entry, Hub
     from pyvfio._sys.watch import Watch
@@ -23,11 +28,7 @@ if TYPE_CHECKING:
     _Watch = Callable[["EventFd", Callable[[], object]], Watch]
 
 _LONGEST_POLL = (1 << 31) - 1  # milliseconds, a C int
-
-# Held while descriptors are closed, or given to somebody who must not find their number reused, and
-# while who leaves a closed one wakes the next.
-# Reentrant: a signal handler may close what the main thread is about to wait for.
-lock = threading.RLock()
+_LARGEST = (1 << 64) - 2  # what the counter can hold
 
 
 class EventFd(File):
@@ -41,7 +42,7 @@ class EventFd(File):
         entry: where the loop that had to do with it last keeps what that is.
     """
 
-    __slots__ = ("_closing", "_polls", "_waiting", "entry", "hubs")
+    __slots__ = ("_polls", "_waiting", "entry", "hubs")
 
     hubs: tuple[weakref.ref[Hub], ...]
     entry: Entry | None
@@ -51,19 +52,19 @@ class EventFd(File):
         Args:
             name: for messages and traces.
         """
-        try:
-            fd = calls.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        except OSError as error:
-            raise refused(error, "eventfd", name) from None
-        super().__init__(fd, name)
         self.hubs = ()
         self.entry = None
-        # One for each thread that uses the descriptor; poll objects that none of them uses; the
-        # descriptor, for the last one to close. Lists, whose append and pop are atomic: a lock is
-        # dearer.
+        # One for each thread within a call on it; poll objects that none of them uses. Lists, whose
+        # append and pop are atomic: a lock is dearer.
         self._waiting: list[None] = []
         self._polls: list[select.poll] = []
-        self._closing: list[int] = []
+        with deferred_signals() as section:
+            try:
+                fd = calls.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            except OSError as error:
+                raise refused(error, "eventfd", name) from None
+            super().__init__(fd, name)
+            section.undo(self.close)
 
     def take(self) -> int:
         """The events since the last call, without waiting; 0 when there were none.
@@ -71,11 +72,13 @@ class EventFd(File):
         Raises:
             Closed: it was closed, before or meanwhile.
         """
-        self._waiting.append(None)
+        waiting = self._waiting
         try:
+            waiting.append(None)
             return self._read(self.fileno())
         finally:
-            self._waiting.pop()
+            if waiting:
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
 
@@ -93,13 +96,14 @@ class EventFd(File):
         Raises:
             Closed: it was closed, before or while waiting.
         """
-        # In this order: who closes it looks at who is waiting after the number has gone. So the
-        # descriptor stays open until we leave.
-        self._waiting.append(None)
+        waiting = self._waiting
         try:
+            # In this order: close() looks at who is waiting after the number has gone. So the
+            # descriptor stays open until this thread leaves.
+            waiting.append(None)
             fd = self._fd
             if fd < 0:
-                raise self._closed()
+                raise self.closed_error()
             try:
                 poll = self._polls.pop()
             except IndexError:
@@ -115,13 +119,16 @@ class EventFd(File):
                         count = calls.eventfd_read(fd)
                     except BlockingIOError:  # another was quicker
                         continue
+                    except OSError as error:
+                        raise self.refused(error, "eventfd_read") from None
                     if self._fd < 0:  # after reading: it may have been what closing wakes with
-                        raise self._closed()
+                        raise self.closed_error()
                     return count
             finally:
                 self._polls.append(poll)
         finally:
-            self._waiting.pop()
+            if waiting:
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
 
@@ -149,8 +156,10 @@ class EventFd(File):
             count = calls.eventfd_read(fd)
         except BlockingIOError:
             count = 0
+        except OSError as error:
+            raise self.refused(error, "eventfd_read") from None
         if self._fd < 0:  # what was read may have been what closing wakes with
-            raise self._closed()
+            raise self.closed_error()
         return count
 
     def __await__(self) -> Generator[Any, None, int]:
@@ -185,56 +194,65 @@ class EventFd(File):
         """Add `count` events, as a device would.
 
         Raises:
+            RangeError: the counter cannot hold that number.
+            KernelError: it cannot hold it together with the events that are there (EAGAIN).
             Closed: it was closed.
         """
-        self._waiting.append(None)
+        waiting = self._waiting
         try:
+            waiting.append(None)
             calls.eventfd_write(self.fileno(), count)
+        except (OverflowError, ValueError):
+            if self._fd < 0:
+                raise self.closed_error() from None
+            raise self._too_many(count) from None
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise self._too_many(count) from None
+            failure = self.refused(error, "eventfd_write")
+            if error.errno == errno.EAGAIN:
+                failure = failure.from_call(
+                    failure, f"{count} more events do not fit in its counter: take() some first"
+                )
+            raise failure from None
         finally:
-            self._waiting.pop()
+            if waiting:
+                del waiting[-1]
             if self._fd < 0:
                 self._leave()
 
     def close(self) -> None:
         """Close it, and wake whoever waits; closing again does nothing."""
-        with lock:
-            # Closed first: who wakes must find that, and not take the event that woke him.
-            fd, self._fd = self._fd, -1
-            if fd < 0:
-                return
+        super().close()
+
+    def _release(self, fd: int) -> None:
+        with files.lock:
             for reference in self.hubs:
                 hub = reference()
                 if hub is not None:
                     hub.forget(fd)
-            self._closing.append(fd)
-            self._leave()
+            super()._release(fd)
 
-    def __del__(self) -> None:
-        super().__del__()
-        if getattr(self, "_closing", None):  # Ctrl-C kept the last thread from it
-            calls.close(self._closing.pop())
+    def _in_use(self, leaving: FrameType) -> bool:
+        # Thousands may be closed at a time, and nearly none is in use. One that is marked need not
+        # be either: Ctrl-C may have kept a call from taking its mark back.
+        return bool(self._waiting) and super()._in_use(leaving)
 
-    def _leave(self) -> None:
-        """Nothing more is done with it here since it is closed: wake the next, or close it.
+    def _abandon(self) -> None:
+        self._waiting.clear()  # of threads that are not in the child
+        super()._abandon()
 
-        Whoever reads takes the wake-up from those who have yet to see it, so each wakes the next.
-        The last closes the descriptor: if another file had its number before, the others would go
-        on with that.
-        """
-        with lock:
-            try:
-                fd = self._closing.pop()  # ours alone: a signal handler may come here too
-            except IndexError:  # another was the last
-                return
-            if not self._waiting:
-                calls.close(fd)
-                return
-            try:
-                calls.eventfd_write(fd, 1)
-            except BlockingIOError:  # it has all the events that it can hold, which wake them too
-                pass
-            finally:
-                self._closing.append(fd)
+    def _wake(self, fd: int) -> None:
+        # Whoever reads takes the wake-up from those who have yet to see it, so each wakes the next.
+        # One that has all the events that it can hold wakes them by these.
+        with suppress(BlockingIOError):
+            calls.eventfd_write(fd, 1)
+
+    def _too_many(self, count: int) -> errors.RangeError:
+        return errors.RangeError(f"an eventfd counts 0 to {_LARGEST:#x} events, not {count}")
+
+
+files.calls_on_files |= {each.__code__ for each in (EventFd.take, EventFd.wait, EventFd.signal)}
 
 
 @functools.cache
@@ -243,12 +261,3 @@ def _in_asyncio() -> tuple[_Wait, _Watch]:
     from pyvfio._sys import hub
 
     return hub.wait, hub.watch
-
-
-def _renew_lock() -> None:
-    global lock
-    lock = threading.RLock()
-
-
-# Another thread of the parent may have held it.
-os.register_at_fork(after_in_child=_renew_lock)

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import threading
 import warnings
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from typing_extensions import Self
 
     from pyvfio.abi.ioctl import Request
+
+# A call that signals interrupt this often is given up: a timer may leave it no time to finish.
+_MOST_TRIES = 1000
+
+# Held while descriptors are closed, or given to somebody who must not find their number reused, and
+# while the last call on a closed one leaves it.
+# Reentrant: a signal handler may close what the main thread is about to wait for.
+lock = threading.RLock()
 
 
 def refused(error: OSError, call: str, path: str) -> errors.KernelError:
@@ -32,6 +45,10 @@ def refused(error: OSError, call: str, path: str) -> errors.KernelError:
 class File(Closing):
     """A file descriptor and the one right to close it.
 
+    Threads may share it. Where one thread closes it while others make calls on it, the last of
+    these closes the descriptor: its number cannot become another file's before. That is not so for
+    who takes the number by :meth:`fileno`.
+
     After a fork the child's copy is closed at once, so that a child never keeps a device open; what
     was built on it raises :class:`~pyvfio.errors.Closed` there.
 
@@ -41,14 +58,21 @@ class File(Closing):
             refusal; None for nobody.
     """
 
-    __slots__ = ("__weakref__", "_fd", "path", "watcher")
+    __slots__ = ("__weakref__", "_closing", "_fd", "path", "watcher")
 
     watcher: Callable[[Request, Any, int | OSError], None] | None
 
     def __init__(self, fd: int, path: str) -> None:
+        """Own an open descriptor; :meth:`open` and :meth:`made_by` make one.
+
+        Args:
+            fd: the descriptor.
+            path: the file's name, for messages.
+        """
         self._fd = fd
         self.path = path
         self.watcher = None
+        self._closing: list[int] = []  # the descriptor of a closed file, for the last call on it
         _live.add(self)
 
     @classmethod
@@ -60,12 +84,29 @@ class File(Closing):
             OpenFilesLimit: EMFILE.
             KernelError: anything else; a missing file keeps errno ENOENT.
         """
-        try:
-            return cls(calls.open(path, flags | os.O_CLOEXEC), path)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise errors.AccessDenied(error.errno, "open", path) from None
-            raise refused(error, "open", path) from None
+
+        def opened() -> int:
+            try:
+                return calls.open(path, flags | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EPERM):
+                    raise errors.AccessDenied(error.errno, "open", path) from None
+                raise refused(error, "open", path) from None
+
+        return cls.made_by(opened, path)
+
+    @classmethod
+    def made_by(cls, call: Callable[[], int], path: str) -> Self:
+        """Own the descriptor that a system call returns, which no signal can come between.
+
+        Args:
+            call: makes the call.
+            path: as for the constructor.
+        """
+        with deferred_signals() as section:
+            file = cls(call(), path)
+            section.undo(file.close)
+            return file
 
     @property
     def closed(self) -> bool:
@@ -79,16 +120,17 @@ class File(Closing):
             Closed: it was closed.
         """
         if self._fd < 0:
-            raise self._closed()
+            raise self.closed_error()
         return self._fd
 
-    def ioctl(self, request: Request, arg: Any = 0) -> int:
+    def ioctl(self, request: Request, arg: Any = 0, *, retry: bool = True) -> int:
         """ioctl(2).
 
         Args:
             request: what to do; its name appears in errors.
             arg: an int, or a writable buffer (ctypes structure, bytearray) that the kernel reads
                 and may change.
+            retry: make the call again when a signal interrupted it. Its handler is called before.
 
         Returns:
             The call's own result, never negative.
@@ -99,17 +141,22 @@ class File(Closing):
         """
         try:
             result = calls.ioctl(self._fd, request, arg)
-        except OSError as error:
             if self.watcher is not None:
-                self.watcher(request, arg, error)
-            raise self.refused(error, request.name) from None
+                self.watcher(request, arg, result)
+            return result
+        except OSError as error:
+            if isinstance(error, errors.Error):  # of the watcher
+                raise
+            if error.errno == errno.EINTR and retry:
+                return self._ioctl_again(request, arg)
+            raise self._ioctl_refused(error, request, arg) from None
         except ValueError:
             if self._fd < 0:
-                raise self._closed() from None
+                raise self.closed_error() from None
             raise
-        if self.watcher is not None:
-            self.watcher(request, arg, result)
-        return result
+        finally:
+            if self._fd < 0:
+                self._leave()
 
     def pread(self, size: int, offset: int) -> bytes:
         """Read exactly `size` bytes at `offset`.
@@ -118,11 +165,13 @@ class File(Closing):
             KernelError: the kernel refused, or gave fewer bytes (EIO).
             Closed: the file was closed.
         """
-        fd = self.fileno()
         try:
-            data = calls.pread(fd, size, offset)
+            data = calls.pread(self.fileno(), size, offset)
         except OSError as error:
             raise self.refused(error, "pread") from None
+        finally:
+            if self._fd < 0:
+                self._leave()
         if len(data) != size:
             raise errors.KernelError(
                 errno.EIO, "pread", self.path, f"{len(data)} of {size} bytes at {offset:#x}"
@@ -136,26 +185,110 @@ class File(Closing):
             KernelError: the kernel refused, or took fewer bytes (EIO).
             Closed: the file was closed.
         """
-        fd = self.fileno()
         try:
-            count = calls.pwrite(fd, data, offset)
+            count = calls.pwrite(self.fileno(), data, offset)
         except OSError as error:
             raise self.refused(error, "pwrite") from None
+        finally:
+            if self._fd < 0:
+                self._leave()
         if count != len(data):
             raise errors.KernelError(
                 errno.EIO, "pwrite", self.path, f"{count} of {len(data)} bytes at {offset:#x}"
             )
 
     def close(self) -> None:
-        """Close the descriptor; closing again does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            calls.close(fd)
+        """Close the descriptor; closing again does nothing.
+
+        Raises:
+            KernelError: the kernel reported an error; the descriptor is gone all the same.
+        """
+        with deferred_signals():
+            # Closed first: whoever begins a call from now on finds that.
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                self._release(fd)
+            self._leave()
+
+    def _ioctl_again(self, request: Request, arg: Any) -> int:
+        for left in reversed(range(_MOST_TRIES - 1)):
+            try:
+                result = calls.ioctl(self._fd, request, arg)
+            except OSError as error:
+                if error.errno != errno.EINTR or not left:
+                    raise self._ioctl_refused(error, request, arg) from None
+            else:
+                break
+        if self.watcher is not None:
+            self.watcher(request, arg, result)
+        return result
+
+    def _ioctl_refused(self, error: OSError, request: Request, arg: Any) -> errors.KernelError:
+        if self.watcher is not None:
+            self.watcher(request, arg, error)
+        return self.refused(error, request.name)
+
+    def _release(self, fd: int) -> None:
+        """Hand the descriptor of a file that is closed now to the last call on it."""
+        self._closing.append(fd)
+
+    def _leave(self) -> None:
+        """No more is done here with the file since it is closed: let the last one close it."""
+        with deferred_signals(), lock:
+            try:
+                fd = self._closing.pop()  # ours alone: a signal handler may come here too
+            except IndexError:  # another was the last, or it was closed before
+                return
+            if self._in_use(sys._getframe(1)):
+                try:
+                    self._wake(fd)
+                finally:
+                    self._closing.append(fd)
+                return
+            try:
+                calls.close(fd)
+            except OSError as error:
+                # Linux has closed it whatever it says; EINTR is not even an error.
+                if error.errno != errno.EINTR:
+                    raise self.refused(error, "close") from None
+
+    def _in_use(self, leaving: FrameType) -> bool:
+        """Whether a thread is within a call on it.
+
+        That is looked up when a file is closed: keeping count of it would cost each call.
+
+        Args:
+            leaving: of this thread, which is within that one no more.
+        """
+        frames = {**sys._current_frames(), threading.get_ident(): leaving.f_back}
+        for frame in frames.values():
+            while frame is not None:
+                if frame.f_code in calls_on_files and frame.f_locals.get("self") is self:
+                    return True
+                frame = frame.f_back
+        return False
+
+    def _wake(self, fd: int) -> None:
+        """Make those return that wait in a call on the descriptor, where that is possible."""
+
+    def _abandon(self) -> None:
+        """Close the descriptor and nothing else, in the child of a fork."""
+        fds = [self._fd, *self._closing]
+        self._fd = -1
+        self._closing.clear()
+        for fd in fds:
+            if fd >= 0:
+                with suppress(OSError):
+                    calls.close(fd)
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()
+        elif getattr(self, "_closing", None):  # Ctrl-C kept the last call from it
+            self._leave()
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
@@ -165,7 +298,8 @@ class File(Closing):
         """The error for a call that the kernel refused on this file."""
         return refused(error, call, self.path)
 
-    def _closed(self) -> errors.Closed:
+    def closed_error(self) -> errors.Closed:
+        """The error for using it now that it is closed."""
         return errors.Closed(f"{self.path} is closed (or was opened before this process forked)")
 
 
@@ -187,13 +321,18 @@ class DeviceFile(File):
         return super().refused(error, call)
 
 
+# The code of the methods that make a call on the descriptor.
+calls_on_files = {method.__code__ for method in (File.ioctl, File.pread, File.pwrite)}
+
 _live: weakref.WeakSet[File] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
+    global lock
+    lock = threading.RLock()  # another thread of the parent may have held it
     for file in list(_live):
-        # Not what a subclass makes of it: the parent must not notice.
-        File.close(file)
+        # Not what a subclass makes of closing: the parent must not notice.
+        file._abandon()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
 from pyvfio._sys import calls
-from pyvfio._sys import eventfd as eventfds
+from pyvfio._sys import file as files
 from pyvfio._sys.file import refused
+from pyvfio._sys.signals import deferred_signals
 from pyvfio._sys.watch import Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from pyvfio._sys.eventfd import EventFd
 
 
 class _Ready(asyncio.Future[int]):
@@ -85,7 +88,7 @@ class Entry:
 
     __slots__ = ("eventfd", "loop", "polled", "waiters", "watches")
 
-    def __init__(self, eventfd: eventfds.EventFd, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, eventfd: EventFd, loop: asyncio.AbstractEventLoop) -> None:
         self.eventfd = weakref.ref(eventfd)
         self.loop = weakref.ref(loop)
         self.waiters: dict[_Ready, None] = {}
@@ -112,15 +115,16 @@ class Hub:
         # Not in the context of the task that happens to be the first, which would be kept with it.
         contextvars.Context().run(loop.add_reader, self._epoll.fileno(), self._serve)
 
-    def entry(self, eventfd: eventfds.EventFd) -> Entry:
+    def entry(self, eventfd: EventFd) -> Entry:
         """The entry of an eventfd, which is polled from now on."""
         try:
             entry = self._entries.get(eventfd.fileno())
             if entry is not None and entry.polled:
                 return entry
-            with eventfds.lock:  # nobody closes it meanwhile
+            with deferred_signals(), files.lock:  # nobody closes it meanwhile
                 fd = eventfd.fileno()
-                self._epoll.register(fd, select.EPOLLIN)
+                with suppress(FileExistsError):
+                    self._epoll.register(fd, select.EPOLLIN)
                 if entry is None:
                     entry = self._entries[fd] = Entry(eventfd, self.loop)
                     others = [hub for hub in eventfd.hubs if hub() is not None]
@@ -198,13 +202,13 @@ class Hub:
             ready.give(count)
 
     def _put_out(self, fd: int, entry: Entry) -> None:
-        with eventfds.lock:
+        with deferred_signals(), files.lock:
             if self._entries.get(fd) is entry and entry.polled:
                 self._epoll.unregister(fd)
                 entry.polled = False
 
 
-def wait(eventfd: eventfds.EventFd) -> Generator[Any, None, int]:
+def wait(eventfd: EventFd) -> Generator[Any, None, int]:
     """What ``await eventfd`` runs: wait in the running loop until there are events, take them.
 
     It gives the loop a turn also where there are events already, so that a task that awaits again
@@ -221,22 +225,27 @@ def wait(eventfd: eventfds.EventFd) -> Generator[Any, None, int]:
         del waiters[ready]
 
 
-def watch(eventfd: eventfds.EventFd, callback: Callable[[], object]) -> Watch:
+def watch(eventfd: EventFd, callback: Callable[[], object]) -> Watch:
     """Call a function in the running loop while an eventfd has events."""
-    return Watch(eventfd.path, callback, _entry(eventfd, asyncio.get_running_loop()).watches)
+    with deferred_signals() as section:
+        entry = _entry(eventfd, asyncio.get_running_loop())
+        watch = Watch(eventfd.path, callback, entry.watches)
+        section.undo(watch.close)
+        return watch
 
 
-def _entry(eventfd: eventfds.EventFd, loop: asyncio.AbstractEventLoop) -> Entry:
+def _entry(eventfd: EventFd, loop: asyncio.AbstractEventLoop) -> Entry:
     entry = eventfd.entry
     if entry is not None and entry.polled and entry.loop() is loop and not eventfd.closed:
         return entry
-    reference = _of_loop.get(loop)
-    hub = None if reference is None else reference()
-    if hub is None:
-        hub = Hub(loop)
-        _of_loop[loop] = weakref.ref(hub)
-    entry = eventfd.entry = hub.entry(eventfd)
-    return entry
+    with deferred_signals():
+        reference = _of_loop.get(loop)
+        hub = None if reference is None else reference()
+        if hub is None:
+            hub = Hub(loop)
+            _of_loop[loop] = weakref.ref(hub)
+        entry = eventfd.entry = hub.entry(eventfd)
+        return entry
 
 
 _of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Hub]] = (

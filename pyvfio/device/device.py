@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from pyvfio import errors
-from pyvfio._sys import File, signals
+from pyvfio._sys import File
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.device_lock import retry_while_locked
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import pci_regs, vfio
 from pyvfio.device import info
 from pyvfio.device.config import ConfigRegion, LiveConfig
@@ -71,33 +74,39 @@ def open(
         Unsupported: it is a bridge.
         DeviceGone: it does not answer.
         MalformedConfig: its capabilities make no sense.
+        StateError: it is open in this address space already.
         AccessDenied, Busy, NoInterruptRemapping, OpenFilesLimit, KernelError: the kernel refused.
     """
     function = address if isinstance(address, Function) else Function(address)
-    with ExitStack() as stack:
-        # The kernel takes its time to open a device: Ctrl-C meanwhile must not lose the descriptor.
-        with signals.held_back():
-            if space is None:
-                # What the device itself lacks is said before what the host lacks.
-                check_openable(function)
-                space = stack.enter_context(open_space())
-            file = space.open_device(function)
-            stack.callback(space.close_device, file)
-            device = Device(function, file, space)
-            stack.callback(device._stop)
-            space.stop_with(file, device._stop)
-            device._start(bus_master)
-        device._cleanup = stack.pop_all()
-    return device
+    with deferred_signals() as section:
+        stack = ExitStack()
+        section.undo(stack.close)
+        if space is None:
+            # What the device itself lacks is said before what the host lacks.
+            check_openable(function)
+            space = stack.enter_context(open_space())
+        file = space.open_device(function)
+        stack.callback(space.close_device, file)
+        device = Device(function, file, space)
+        stack.callback(device._stop)
+        space.stop_with(file, device._stop)
+        device._start(bus_master)
+        device._cleanup = stack
+        return device
 
 
 class Device(Closing):
     """An opened device.
 
     Made by :func:`open`, closed by :meth:`close` or by leaving the ``with`` block: interrupts are
-    disabled, bus mastering switched off, DMA mappings removed and descriptors closed at once. A
-    memoryview of a BAR that somebody still holds stays valid, and the kernel keeps the device open
-    until it is let go.
+    disabled, bus mastering switched off, DMA mappings removed, views of BARs and of buffers ended
+    (:class:`~pyvfio.device.region.Region` says what touching one does then) and descriptors closed
+    at once. Whatever somebody still holds of it, the kernel does not keep the device open.
+
+    Threads may share it, with its regions and interrupts. Setting :attr:`bus_master`,
+    :attr:`memory_decoding` or :attr:`power_state`, a write to the Command register and
+    :meth:`reset` exclude each other, and accesses to the regions by methods wait for them. What a
+    caller computes from ``config.command`` and writes back is not one step: use the attributes.
 
     After a fork the device belongs to the parent; in the child everything of it is closed.
 
@@ -120,10 +129,14 @@ class Device(Closing):
         self.dma = space
         self._file = file
         self._cleanup = ExitStack()
+        # Held over each change of the Command register, the power state and the device as a whole,
+        # and of what is cached of them: what the device answers at. Its regions have the same lock.
+        self._lock = threading.RLock()
         self._decoding = Command(0)
+        self._irq_lock = threading.RLock()  # held over each change of its interrupts
         device = info.device_info(file)
         if not device.flags & vfio.VFIO_DEVICE_FLAGS_PCI:
-            raise errors.Unsupported(f"{function.address} is no PCI device")
+            raise errors.Unsupported(f"{function.address} is not a PCI device")
         self.can_reset = bool(device.flags & vfio.VFIO_DEVICE_FLAGS_RESET)
         self.regions: dict[int, Region] = {}
         # Config space first: it tells which BARs are memory and which I/O.
@@ -196,11 +209,12 @@ class Device(Closing):
         offset = self._pm_control
         if offset is None:
             raise errors.Unsupported(f"{self.address} has no power-management capability")
-        config = self._config_region
-        control = config.read16(offset) & ~pci_regs.PCI_PM_CTRL_STATE_MASK
-        config.write16(offset, control | state)
-        if self.power_state != state:
-            raise errors.Unsupported(f"{self.address} did not enter D{state}")
+        with deferred_signals(), self._lock:
+            config = self._config_region
+            control = config.read16(offset) & ~pci_regs.PCI_PM_CTRL_STATE_MASK
+            config.write16(offset, control | state)
+            if self.power_state != state:
+                raise errors.Unsupported(f"{self.address} did not enter D{state}")
 
     def reset(self) -> None:
         """Reset the device, by function-level reset where it has one.
@@ -210,6 +224,7 @@ class Device(Closing):
 
         Raises:
             Unsupported: the device cannot be reset alone.
+            Busy: the host holds its lock of the device.
             DeviceGone, KernelError: the kernel refused.
         """
         if not self.can_reset:
@@ -217,10 +232,8 @@ class Device(Closing):
                 f"{self.address} cannot be reset alone: it has no function-level reset, and other "
                 "devices share its bus"
             )
-        for region in self.regions.values():
-            region.release()
-        self._file.ioctl(vfio.VFIO_DEVICE_RESET)
-        self._refresh()
+        with self._changing():
+            retry_while_locked(lambda: self._file.ioctl(vfio.VFIO_DEVICE_RESET))
 
     def close(self) -> None:
         """Stop the device and let go of it; closing again does nothing.
@@ -228,7 +241,8 @@ class Device(Closing):
         Raises:
             KernelError: a step failed; the steps after it were done all the same.
         """
-        self._cleanup.close()
+        with deferred_signals():
+            self._cleanup.close()
 
     def __bool__(self) -> bool:
         return not self.closed
@@ -242,9 +256,10 @@ class Device(Closing):
 
     def _stop(self) -> None:
         """Silence the device: no interrupt, no DMA, no access. Each step runs whatever fails."""
-        with ExitStack() as steps:
+        with deferred_signals(), ExitStack() as steps:
             for region in self.regions.values():
-                steps.callback(region.release)
+                if region is not self._config_region:
+                    steps.callback(region.close)
             steps.callback(self._stop_dma)
             for irq in self.irqs:
                 steps.callback(irq.disable)
@@ -302,13 +317,22 @@ class Device(Closing):
             areas=found.areas,
             refuse=refuse,
             kind=found.kind,
+            lock=self._lock,
         )
 
     def _irq(self, index: int, name: str) -> Irq:
         found = info.irq_info(self._file, index)
         flags, count = (found.flags, found.count) if found is not None else (0, 0)
         if index != vfio.VFIO_PCI_MSIX_IRQ_INDEX:
-            return Irq(self._file, index, name, flags=flags, count=count, siblings=self.irqs)
+            return Irq(
+                self._file,
+                index,
+                name,
+                flags=flags,
+                count=count,
+                siblings=self.irqs,
+                lock=self._irq_lock,
+            )
         table = pending = None
         msix = self.config.msix if count else None
         if msix is not None:
@@ -322,13 +346,15 @@ class Device(Closing):
             flags=flags,
             count=count,
             siblings=self.irqs,
+            lock=self._irq_lock,
             table=table,
             pending=pending,
         )
 
     def _set_command(self, bits: Command, on: bool) -> None:
-        command = self.config.command
-        self.config.command = command | bits if on else command & ~bits
+        with deferred_signals(), self._lock:
+            command = self.config.command
+            self.config.command = command | bits if on else command & ~bits
 
     @contextmanager
     def _config_writing(self, offset: int, size: int) -> Iterator[None]:
@@ -336,16 +362,24 @@ class Device(Closing):
         registers = [pci_regs.PCI_COMMAND]
         if self._pm_control is not None:
             registers.append(self._pm_control)
-        if not any(offset < register + 2 and register < offset + size for register in registers):
+        if any(offset < register + 2 and register < offset + size for register in registers):
+            with self._changing():
+                yield
+        else:
             yield
-            return
-        # First nobody touches it, then it changes: another thread may be reading a BAR.
-        self._set_decoding(Command(0))
-        try:
-            yield
-        finally:
-            if not self._file.closed:
-                self._refresh()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around what may change what the device answers at."""
+        with deferred_signals(), self._lock:
+            # First nobody touches it, then it changes: another thread may be reading a BAR.
+            self._set_decoding(Command(0))
+            try:
+                yield
+            finally:
+                # Where that fails nobody touches it, until _refuse_access() asks again.
+                with suppress(errors.Error):
+                    self._refresh()
 
     def _refresh(self) -> None:
         """Find out what the device answers at."""
@@ -373,16 +407,22 @@ class Device(Closing):
             )
 
     def _refuse_access(self, decoding: Command) -> None:
-        self._refuse_closed()
-        self._refuse_gone()
-        if self.power_state:
+        # Another thread may be changing it: what counts is how the device is afterwards.
+        with deferred_signals(), self._lock:
+            self._refuse_closed()
+            self._refuse_gone()
+            self._refresh()
+            if decoding in self._decoding:
+                return
+            if self.power_state:
+                raise errors.MemoryDisabled(
+                    f"{self.address} sleeps in D{self.power_state}: set its power_state to 0 first"
+                )
+            if decoding is Command.IO:
+                raise errors.MemoryDisabled(
+                    f"{self.address} does not decode I/O ports: set Command.IO in config.command "
+                    "first"
+                )
             raise errors.MemoryDisabled(
-                f"{self.address} sleeps in D{self.power_state}: set its power_state to 0 first"
+                f"{self.address} does not decode memory: set its memory_decoding to True first"
             )
-        if decoding is Command.IO:
-            raise errors.MemoryDisabled(
-                f"{self.address} does not decode I/O ports: set Command.IO in config.command first"
-            )
-        raise errors.MemoryDisabled(
-            f"{self.address} does not decode memory: set its memory_decoding to True first"
-        )

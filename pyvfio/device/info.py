@@ -17,6 +17,11 @@ from pyvfio.iommu.info import capabilities
 # a fault, not a reason to allocate what it asks for.
 _LARGEST = 1 << 16
 
+# Of these the kernel always knows something, if only that there is none (count or size 0). EINVAL
+# is its answer for those that came later, or that it has for some devices alone (VGA, ERR).
+_REGIONS = range(vfio.VFIO_PCI_BAR0_REGION_INDEX, vfio.VFIO_PCI_CONFIG_REGION_INDEX + 1)
+_IRQS = range(vfio.VFIO_PCI_INTX_IRQ_INDEX, vfio.VFIO_PCI_MSIX_IRQ_INDEX + 1)
+
 
 @dataclass(frozen=True)
 class RegionInfo:
@@ -46,7 +51,7 @@ def device_info(file: File) -> vfio.vfio_device_info:
         KernelError: the kernel refused.
     """
     info = vfio.vfio_device_info(argsz=ctypes.sizeof(vfio.vfio_device_info))
-    _ask(file, vfio.VFIO_DEVICE_GET_INFO, info)
+    _ask(file, vfio.VFIO_DEVICE_GET_INFO, info, required=True)
     return info
 
 
@@ -57,7 +62,8 @@ def irq_info(file: File, index: int) -> vfio.vfio_irq_info | None:
         KernelError: the kernel refused otherwise.
     """
     info = vfio.vfio_irq_info(argsz=ctypes.sizeof(vfio.vfio_irq_info), index=index)
-    return info if _ask(file, vfio.VFIO_DEVICE_GET_IRQ_INFO, info) else None
+    known = _ask(file, vfio.VFIO_DEVICE_GET_IRQ_INFO, info, required=index in _IRQS)
+    return info if known else None
 
 
 def region_info(file: File, index: int) -> RegionInfo | None:
@@ -70,7 +76,8 @@ def region_info(file: File, index: int) -> RegionInfo | None:
     argument = bytearray(ctypes.sizeof(kind))
     info = kind.from_buffer(argument)
     info.argsz, info.index = len(argument), index
-    if not _ask(file, vfio.VFIO_DEVICE_GET_REGION_INFO, argument):
+    request = vfio.VFIO_DEVICE_GET_REGION_INFO
+    if not _ask(file, request, argument, required=index in _REGIONS):
         return None
     if info.argsz > _LARGEST:
         raise _nonsense(file, f"the kernel says it needs {info.argsz:#x} bytes")
@@ -79,7 +86,7 @@ def region_info(file: File, index: int) -> RegionInfo | None:
         argument = bytearray(info.argsz)
         info = kind.from_buffer(argument)
         info.argsz, info.index = len(argument), index
-        _ask(file, vfio.VFIO_DEVICE_GET_REGION_INFO, argument)
+        _ask(file, request, argument, required=True)
     areas: list[Area] | None = None
     region_kind = None
     if info.flags & vfio.VFIO_REGION_INFO_FLAG_CAPS:
@@ -98,12 +105,12 @@ def region_info(file: File, index: int) -> RegionInfo | None:
     return RegionInfo(index, info.flags, info.size, info.offset, tuple(areas), region_kind)
 
 
-def _ask(file: File, request: Request, argument: object) -> bool:
-    """Make the call; False where the kernel knows no such index."""
+def _ask(file: File, request: Request, argument: object, *, required: bool) -> bool:
+    """Make the call; False where the kernel knows no such index, unless it is required to."""
     try:
         file.ioctl(request, argument)
     except errors.KernelError as error:
-        if error.errno == errno.EINVAL and request is not vfio.VFIO_DEVICE_GET_INFO:
+        if error.errno == errno.EINVAL and not required:
             return False
         raise
     return True

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from typing import overload
 
 from pyvfio import errors
 from pyvfio._sys import EventFd, File
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.device.vector import Vector
 
@@ -55,7 +58,8 @@ class Vectors(Closing, Sequence[Vector]):
         Raises:
             KernelError: the kernel refused; the eventfds are closed all the same.
         """
-        self._irq._release([vector for vector in self._vectors if vector.enabled])
+        with deferred_signals(), self._irq._lock:
+            self._irq._release([vector for vector in self._vectors if vector.enabled])
 
     def __repr__(self) -> str:
         return f"<{self._irq.name} {list(self._vectors)}>"
@@ -66,6 +70,8 @@ class Irq:
 
     A device raises INTx, MSI or MSI-X, one of them at a time. ERR tells of an uncorrectable PCIe
     error, REQ that the host wants the device back.
+
+    Threads may share it. A signal (Ctrl-C) in the midst of a call comes after it.
 
     Attributes:
         file: the device's file.
@@ -79,7 +85,15 @@ class Irq:
     """
 
     def __init__(
-        self, file: File, index: int, name: str, *, flags: int, count: int, siblings: Iterable[Irq]
+        self,
+        file: File,
+        index: int,
+        name: str,
+        *,
+        flags: int,
+        count: int,
+        siblings: Iterable[Irq],
+        lock: threading.RLock | None = None,
     ) -> None:
         """Made by :class:`~pyvfio.device.device.Device`.
 
@@ -88,9 +102,11 @@ class Irq:
             flags: ``VFIO_IRQ_INFO_*``.
             count: vectors.
             siblings: all the device's IRQ indexes.
+            lock: one for them all; None where it is alone.
         """
         self.file = file
         self._siblings = siblings
+        self._lock = threading.RLock() if lock is None else lock
         self.index = index
         self.name = name
         self.count = count
@@ -102,6 +118,8 @@ class Irq:
         self._enabled: dict[int, Vector] = {}
         self._signalled: dict[int, int | None] = {}
         self._allocated = 0
+        # Whether the kernel may have disabled the index: a call was interrupted.
+        self._uncertain = False
 
     @property
     def enabled(self) -> Sequence[Vector]:
@@ -129,20 +147,24 @@ class Irq:
         """
         count = self._checked_count(count, start)
         numbers = range(start, start + count)
-        for number in numbers:
-            if number in self._enabled or self._signalled.get(number) is not None:
-                raise errors.StateError(f"{self.name} vector {number} is already enabled")
         vectors: list[Vector] = []
-        try:
+        with deferred_signals() as section, self._lock:
+            for number in numbers:
+                if number in self._enabled or self._signalled.get(number) is not None:
+                    raise errors.StateError(f"{self.name} vector {number} is already enabled")
+            section.undo(_close_eventfds, vectors)
             for number in numbers:
                 vectors.append(Vector(number, EventFd()))
-            self._assign(start, [vector.fileno() for vector in vectors])
-        except BaseException:
-            for vector in vectors:
-                vector._eventfd.close()
-            raise
-        self._enabled.update((vector.index, vector) for vector in vectors)
-        return Vectors(self, vectors)
+            # Recorded first, since the kernel may have enabled them whatever ends the call.
+            self._enabled.update((vector.index, vector) for vector in vectors)
+            section.undo(self._take_back, vectors)
+            try:
+                self._assign(start, [vector.fileno() for vector in vectors])
+            except errors.Error:
+                for number in numbers:
+                    del self._enabled[number]
+                raise
+            return Vectors(self, vectors)
 
     def signal(self, start: int, fds: Sequence[int | None]) -> None:
         """Let vectors signal eventfds that the caller brings, to hand interrupts to KVM.
@@ -158,13 +180,19 @@ class Irq:
             StateError: one of them was enabled by :meth:`enable`; and as :meth:`enable`.
         """
         self._checked_count(len(fds), start)
-        for number in range(start, start + len(fds)):
-            if number in self._enabled:
-                raise errors.StateError(
-                    f"{self.name} vector {number} has an eventfd of its own: close it first"
-                )
-        self._assign(start, fds)
-        self._signalled.update(enumerate(fds, start))
+        with deferred_signals(), self._lock:
+            for number in range(start, start + len(fds)):
+                if number in self._enabled:
+                    raise errors.StateError(
+                        f"{self.name} vector {number} has an eventfd of its own: close it first"
+                    )
+            before = dict(self._signalled)
+            self._signalled.update(enumerate(fds, start))
+            try:
+                self._assign(start, fds)
+            except errors.Error:
+                self._signalled = before
+                raise
 
     def _assign(self, start: int, fds: Sequence[int | None]) -> None:
         self._check_exclusive()
@@ -175,26 +203,26 @@ class Irq:
                 f"add to them (NORESIZE): disable them, then enable {end} at once"
             )
         numbers = [_NO_EVENTFD if fd is None else fd for fd in fds]
+        data = struct.pack(f"<{len(fds)}i", *numbers)
+        allocated, self._allocated = self._allocated, max(self._allocated, end)
+        uncertain, self._uncertain = self._uncertain, True
         try:
-            result = self._set(
-                vfio.VFIO_IRQ_SET_DATA_EVENTFD | _TRIGGER,
-                start,
-                len(fds),
-                struct.pack(f"<{len(fds)}i", *numbers),
-            )
-        except errors.KernelError as error:
-            if error.errno == errno.ENOSPC:
+            result = self._set(vfio.VFIO_IRQ_SET_DATA_EVENTFD | _TRIGGER, start, len(fds), data)
+            if result:
+                # Not an errno: the kernel says how many vectors it could have had, and has taken
+                # none.
+                raise errors.VectorsExhausted(
+                    errno.ENOSPC,
+                    "VFIO_DEVICE_SET_IRQS",
+                    self.file.path,
+                    f"the host can give {result} {self.name} vectors, not {end}; ask for fewer",
+                )
+        except errors.Error as error:
+            self._allocated, self._uncertain = allocated, uncertain
+            if type(error) is errors.KernelError and error.errno == errno.ENOSPC:
                 raise self._exhausted(error, end) from None
             raise
-        if result:
-            # Not an errno: the kernel says how many vectors it could have had, and has taken none.
-            raise errors.VectorsExhausted(
-                errno.ENOSPC,
-                "VFIO_DEVICE_SET_IRQS",
-                self.file.path,
-                f"the host can give {result} {self.name} vectors, not {end}; ask for fewer",
-            )
-        self._allocated = max(self._allocated, end)
+        self._uncertain = False
 
     def disable(self, *, ask: bool = False) -> None:
         """Disable all vectors and give the host's back; doing it again does nothing.
@@ -205,7 +233,8 @@ class Irq:
         Raises:
             KernelError: the kernel refused; the eventfds are closed all the same.
         """
-        self._release(list(self._enabled.values()), all_of_them=True, ask=ask)
+        with deferred_signals(), self._lock:
+            self._release(list(self._enabled.values()), all_of_them=True, ask=ask)
 
     def mask(self, start: int = 0, count: int | None = None) -> None:
         """Keep interrupts back until :meth:`unmask`.
@@ -319,16 +348,33 @@ class Irq:
             if self.file.closed or not (self._allocated or ask):
                 return
             if not self._enabled and not self._signalled:
-                # A count of 0 disables the whole index.
-                self._set(vfio.VFIO_IRQ_SET_DATA_NONE | _TRIGGER, 0, 0)
-                self._allocated = 0
+                self._disable_index(ask)
             else:
                 for start, length in _runs(vector.index for vector in vectors):
                     self._assign(start, [None] * length)
         finally:
             # Last, so that no interrupt meets an eventfd that has gone.
-            for vector in vectors:
-                vector._eventfd.close()
+            _close_eventfds(vectors)
+
+    def _disable_index(self, ask: bool) -> None:
+        uncertain, self._uncertain = self._uncertain, True
+        try:
+            # A count of 0 disables the whole index.
+            self._set(vfio.VFIO_IRQ_SET_DATA_NONE | _TRIGGER, 0, 0)
+        except errors.KernelError as error:
+            self._uncertain = uncertain
+            # EINVAL: it is disabled already, as it may be after a call that was interrupted.
+            if ask or not uncertain or error.errno != errno.EINVAL:
+                raise
+        self._allocated = 0
+        self._uncertain = False
+
+    def _take_back(self, vectors: Sequence[Vector]) -> None:
+        """Disable vectors that may be enabled; where that is refused, disable() tries again."""
+        left = [vector for vector in vectors if self._enabled.get(vector.index) is vector]
+        if left:
+            with suppress(errors.KernelError):
+                self._release(left)
 
     def _set(self, flags: int, start: int, count: int, data: bytes = b"") -> int:
         argument = bytearray(_HEADER_SIZE + len(data))
@@ -353,6 +399,12 @@ class Irq:
             f"the host has no room for {wanted} {self.name} vectors (an x86 CPU has about 200 for "
             "all devices together); ask for fewer, or bring more CPUs online",
         )
+
+
+def _close_eventfds(vectors: Sequence[Vector]) -> None:
+    with ExitStack() as steps:
+        for vector in vectors:
+            steps.callback(vector._eventfd.close)
 
 
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, overload
@@ -88,7 +89,7 @@ class PhysicalMsixTable(MsixTable):
 
 
 class GuestMsixTable(MsixTable):
-    """A table in memory, as software programs it for itself or for a guest.
+    """A table in memory, as software programs it for itself or for a guest. It has no lock.
 
     Entries begin masked, with address and data 0, as a device's do after a reset.
     """
@@ -168,6 +169,7 @@ class Msix(Irq):
         flags: int,
         count: int,
         siblings: Iterable[Irq],
+        lock: threading.RLock | None = None,
         table: tuple[Region | None, int] | None,
         pending: tuple[Region | None, int] | None,
     ) -> None:
@@ -178,7 +180,7 @@ class Msix(Irq):
                 table; None if there is none.
             pending: the same of the pending-bit array.
         """
-        super().__init__(file, index, name, flags=flags, count=count, siblings=siblings)
+        super().__init__(file, index, name, flags=flags, count=count, siblings=siblings, lock=lock)
         self._table = table
         self._pending = pending
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pyvfio import errors
 from pyvfio._sys import memory
 from pyvfio._sys.file import File
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ class Region:
     view while the device does not decode memory raises SIGBUS, which ends the process. The methods
     refuse such an access with :class:`~pyvfio.errors.MemoryDisabled`.
 
+    When the device is closed its views end: touching one raises ValueError. What another library
+    has made of one, such as a numpy array, reads all ones from then on, as a device does that has
+    gone. So a view that somebody keeps (a traceback, a logger) does not keep the device.
+
+    Accesses to one register happen in the order of the program. Of two registers, a store and a
+    load after it may change places on POWER: put :func:`pyvfio.fence` between them where the device
+    minds. So may a store to a DMA buffer and the store to a register that tells the device.
+
+    Threads may share it.
+
     Attributes:
         index: the VFIO region index (``VFIO_PCI_BAR0_REGION_INDEX`` ...).
         name: "BAR0" to "BAR5", "ROM", "config", "VGA", or "region N" for others.
@@ -70,7 +81,9 @@ class Region:
         "_at16",
         "_at32",
         "_at64",
+        "_closed",
         "_file",
+        "_given",
         "_lock",
         "_mapped",
         "_offset",
@@ -97,6 +110,7 @@ class Region:
         areas: tuple[Area, ...],
         refuse: Callable[[], None],
         kind: tuple[int, int] | None = None,
+        lock: threading.RLock | None = None,
     ) -> None:
         """Made by :class:`~pyvfio.device.device.Device`.
 
@@ -108,9 +122,11 @@ class Region:
             areas: the parts that can be mapped.
             refuse: raises if the region must not be touched now.
             kind: (type, subtype) of a device-specific region.
+            lock: held by whoever changes what `refuse` looks at; None for one of its own.
         """
         self._file = file
-        self._lock = threading.RLock()
+        self._lock = threading.RLock() if lock is None else lock
+        self._closed = False
         self._offset = offset
         self._refuse = refuse
         self.index = index
@@ -122,6 +138,8 @@ class Region:
         self.kind = kind
         # The views of each area that has been mapped.
         self._mapped: dict[Area, memoryview] = {}
+        # What all views of these mappings hold, whoever has them.
+        self._given: list[weakref.ref[object]] = []
         # Registers that were accessed, by width and offset: each a view of its one item. Being
         # here, an offset has passed all checks.
         self._at8: dict[int, memoryview] = {}
@@ -244,10 +262,7 @@ class Region:
         self._file.pwrite(content, self._offset + offset)
 
     def view(self, offset: int = 0, size: int | None = None) -> memoryview:
-        """A view of bytes that the device answers, for as long as anybody holds it.
-
-        A view that is still held when the device is closed stays valid, and keeps the device open
-        in the kernel until it is let go.
+        """A view of bytes that the device answers, until the device is closed.
 
         Args:
             offset: bytes from the start of the region.
@@ -262,19 +277,13 @@ class Region:
             MemoryDisabled, Closed, KernelError: as for :meth:`read32`.
         """
         size = self.size - offset if size is None else size
-        self._check(offset, size)
-        area = self._area(offset, size)
-        if area is None:
-            raise errors.Unsupported(
-                f"{self.name} cannot be mapped at {offset:#x}..{offset + size:#x}; "
-                + (
-                    "it can be at " + ", ".join(f"{a.offset:#x}..{a.end:#x}" for a in self.areas)
-                    if self.areas
-                    else "use its read and write methods"
-                )
-            )
-        start = offset - area.offset
-        return self._view(area)[start : start + size]
+        with deferred_signals(), self._lock:
+            self._check(offset, size)
+            area = self._area(offset, size)
+            if area is None:
+                raise self._not_mappable(offset, size)
+            start = offset - area.offset
+            return self._view(area)[start : start + size]
 
     @property
     def u8(self) -> memoryview:
@@ -305,15 +314,27 @@ class Region:
 
     def release(self) -> None:
         """Let go of the region's own mappings; views that others hold stay valid."""
-        with self._lock:
+        with deferred_signals(), self._lock:
             for registers in self._at.values():
                 registers.clear()
             self._views.clear()
             self._mapped.clear()
 
+    def close(self) -> None:
+        """End all views of the region, for the device, which is closed.
+
+        Raises:
+            KernelError: the kernel refused to put other memory in the place of the device's.
+        """
+        with deferred_signals(), self._lock:
+            self._closed = True
+            self.release()
+            memory.withdraw(self._given)
+
     def _whole(self, width: int) -> memoryview:
-        view = self._views[width] = self.view().cast(_FORMATS[width])
-        return view
+        with deferred_signals(), self._lock:
+            view = self._views[width] = self.view().cast(_FORMATS[width])
+            return view
 
     def _read(self, offset: int, width: int) -> int:
         while True:
@@ -351,17 +372,25 @@ class Region:
         Checking and remembering are one step to :meth:`release`: what it has emptied stays empty
         until the device may be touched again.
         """
-        with self._lock:
+        area = self._area(offset, width)
+        if area is None:
             self._check_access(offset, width)
-            area = self._area(offset, width)
-            if area is None:
-                return False
+            return False
+        with deferred_signals(), self._lock:
+            self._check_access(offset, width)
             start = offset - area.offset
             registers = self._at[width]
             if len(registers) >= _REMEMBERED:
                 registers.clear()
             registers[offset] = self._view(area)[start : start + width].cast(_FORMATS[width])
             return True
+
+    def _not_mappable(self, offset: int, size: int) -> errors.Unsupported:
+        where = ", ".join(f"{area.offset:#x}..{area.end:#x}" for area in self.areas)
+        return errors.Unsupported(
+            f"{self.name} cannot be mapped at {offset:#x}..{offset + size:#x}; "
+            + (f"it can be at {where}" if where else "use its read and write methods")
+        )
 
     def _area(self, offset: int, size: int) -> Area | None:
         for area in self.areas:
@@ -378,6 +407,8 @@ class Region:
             mapping = memory.map_file(
                 self._file, self._offset + area.offset, length, writable=self.writable
             )
+            given = [owner for owner in self._given if owner() is not None]
+            self._given = [*given, weakref.ref(mapping.obj)]
             view = self._mapped[area] = mapping[: area.size]
         return view
 
@@ -387,6 +418,8 @@ class Region:
                 f"{self.name} has {self.size:#x} bytes: "
                 f"offset {offset:#x} with {size} bytes is outside"
             )
+        if self._closed:
+            raise self._file.closed_error()
         self._refuse()
 
     def _check_access(self, offset: int, width: int) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Vector:
-    """An enabled interrupt vector.
+    """An enabled interrupt vector. Threads may share it.
 
     ``await vector`` waits in asyncio, :meth:`wait` in a thread; each interrupt is taken by one of
     those who wait. It has a fileno(), so select and poll take it as it is; whoever waits that way

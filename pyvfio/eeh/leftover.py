@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyvfio._sys import signals, sysfs
+from pyvfio._sys import sysfs
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.eeh.host import HostPe
 from pyvfio.eeh.operation import in_reset, operate
@@ -45,7 +46,7 @@ def end_leftover_reset(function: Function) -> bool:
 
         # Meanwhile the kernel put the device to sleep and saved all ones as its config space, which
         # waking writes into it. A reset while it is awake brings back what EEH saved at boot.
-        with signals.held_back():
+        with deferred_signals():
             end()
             with (
                 _awake(function),

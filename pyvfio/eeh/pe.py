@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 
 from pyvfio import errors
-from pyvfio._sys import signals
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.device import Device
 from pyvfio.eeh.error import InjectedError
@@ -221,7 +221,7 @@ class Pe:
         and errors are those of :meth:`reset`; Ctrl-C waits for the end of the block.
         """
         check_one_group(self._space)
-        with signals.held_back():
+        with deferred_signals():
             (self.disable_interrupts if teardown is None else teardown)()
             with in_reset(self._space, self.devices[0].address, kind.value, self.deactivate):
                 yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvfio import errors
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
@@ -40,8 +41,9 @@ def open_space() -> ContainerSpace:
         NoVfio, AccessDenied, OpenFilesLimit, KernelError: no container can be opened.
         Unsupported: the kernel has no IOMMU interface that pyvfio knows.
     """
-    container = Container.open()
-    try:
+    with deferred_signals() as section:
+        container = Container.open()
+        section.undo(container.close)
         for extension, space in _SPACES:
             if container.check_extension(extension):
                 return space(container)
@@ -49,6 +51,3 @@ def open_space() -> ContainerSpace:
             "the kernel's VFIO has no IOMMU interface: load it with: modprobe vfio_iommu_type1 "
             "(vfio_iommu_spapr_tce on POWER)"
         )
-    except BaseException:
-        container.close()
-        raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.pci.openable import denied
 
@@ -47,8 +48,15 @@ class Container(Closing):
             OpenFilesLimit, KernelError: it cannot be opened otherwise.
             Unsupported: the kernel speaks another VFIO API.
         """
+        with deferred_signals() as section:
+            file = cls._open()
+            section.undo(file.close)
+            return cls(file)
+
+    @staticmethod
+    def _open() -> File:
         try:
-            file = File.open(_PATH)
+            return File.open(_PATH)
         except errors.AccessDenied as error:
             raise errors.AccessDenied.from_call(
                 error, denied(_PATH, error.errno or 0, "chmod 666")
@@ -59,11 +67,6 @@ class Container(Closing):
                     f"{_PATH} cannot be opened ({error.strerror}): "
                     "load the VFIO modules with: modprobe vfio-pci"
                 ) from None
-            raise
-        try:
-            return cls(file)
-        except BaseException:
-            file.close()
             raise
 
     @classmethod

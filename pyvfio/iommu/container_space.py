@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from pyvfio import errors
 from pyvfio._sys import File
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.group import Group
 from pyvfio.iommu.space import AddressSpace
@@ -44,21 +45,28 @@ class ContainerSpace(AddressSpace):
         return self.container.file.closed
 
     def open_device(self, function: Function) -> File:
-        with self._lock, ExitStack() as undo:
+        with deferred_signals() as section, self._lock:
             self._refuse_closed()
+            name = str(function.address)
             wanted = check_openable(function)
             group = self._groups.get(wanted.id)
+            if any(file.path == name and its is group for file, its in self._devices.items()):
+                raise errors.StateError(
+                    f"{name} is open in this address space already: use that one, or close it first"
+                )
             if group is None:
-                group = undo.enter_context(Group.open(wanted.id))
+                group = Group.open(wanted.id)
+                section.undo(group.close)
                 self.attach(group)
-                undo.callback(self._detach, group)
-            file = group.open_device(str(function.address))
+                section.undo(self._detach, group)
+            file = group.open_device(name)
+            section.undo(file.close)
             self._devices[file] = group
-            undo.pop_all()
+            section.undo(self._devices.pop, file, None)
             return file
 
     def close_device(self, file: File) -> None:
-        with self._lock, ExitStack() as steps:
+        with deferred_signals(), self._lock, ExitStack() as steps:
             group = self._devices.pop(file, None)
             self._stops.pop(file, None)
             leaves = group is not None and group not in self._devices.values()
@@ -85,24 +93,31 @@ class ContainerSpace(AddressSpace):
             GroupNotViable, NoInterruptRemapping, KernelError: it cannot join.
             Closed: the space was closed.
         """
-        with self._lock:
+        with deferred_signals() as section, self._lock:
             self._refuse_closed()
             if group.id in self._groups:
                 raise errors.StateError(f"group {group.id} is in this address space already")
             if not joined:
                 group.set_container(self.container)
+            self._groups[group.id] = group
+            section.undo(self._leave_out, group)
             try:
                 if self._ask() is None:
                     self._set_iommu()
             except errors.KernelError as error:
                 raise group.refusal(error) from None
             self._refresh()
-            self._groups[group.id] = group
+
+    def _leave_out(self, group: Group) -> None:
+        """A group that was being put in is not in."""
+        del self._groups[group.id]
+        if not self._groups:
+            self._forget()
 
     def _detach(self, group: Group) -> None:
-        """Take a group out. Closing its file does that; but while somebody holds a view of a BAR
-        its device counts as open and the group stays in, so mappings are undone first."""
-        with ExitStack() as steps:
+        """Take a group out. Closing its file does that, unless its device counts as open still: so
+        mappings are undone first."""
+        with deferred_signals(), ExitStack() as steps:
             del self._groups[group.id]
             if self._groups and not self.closed:
                 steps.callback(self._refresh)
@@ -111,15 +126,17 @@ class ContainerSpace(AddressSpace):
                 self._unmap_all()
 
     def _close_devices(self) -> None:
-        for file in self._devices:
-            file.close()
-        self._devices = {}
+        with ExitStack() as steps:
+            for file in self._devices:
+                steps.callback(file.close)
+            self._devices = {}
 
     def _close(self) -> None:
-        for group in self._groups.values():
-            group.close()
-        self._groups = {}
-        self.container.close()
+        with ExitStack() as steps:
+            steps.callback(self.container.close)
+            for group in self._groups.values():
+                steps.callback(group.close)
+            self._groups = {}
 
     @abstractmethod
     def _set_iommu(self) -> None:

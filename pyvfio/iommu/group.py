@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
 from pyvfio._sys import DeviceFile, File, sysfs
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.device_lock import retry_while_locked
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.iommu.container import Container
 from pyvfio.pci import paths
@@ -46,7 +49,10 @@ class Group(Closing):
         """
         path = f"/dev/vfio/{id}"
         try:
-            return cls(File.open(path), id)
+            with deferred_signals() as section:
+                group = cls(File.open(path), id)
+                section.undo(group.close)
+                return group
         except errors.AccessDenied as error:
             raise errors.AccessDenied.from_call(error, denied(path, error.errno or 0)) from None
         except errors.KernelError as error:
@@ -152,18 +158,22 @@ class Group(Closing):
 
         Raises:
             DeviceGone: the group has no such device (any more).
-            Busy: it is open already, by its owner alone.
+            Busy: it is open already, by its owner alone; or the host holds its lock of it.
             AccessDenied: it needs a token.
             OpenFilesLimit, KernelError: the kernel refused otherwise.
         """
+        argument = bytearray(name.encode("ascii") + b"\0")
+
+        def opened() -> int:
+            return self.file.ioctl(vfio.VFIO_GROUP_GET_DEVICE_FD, argument)
+
         try:
-            fd = self.file.ioctl(
-                vfio.VFIO_GROUP_GET_DEVICE_FD, bytearray(name.encode("ascii") + b"\0")
-            )
+            return DeviceFile.made_by(partial(retry_while_locked, opened), name)
+        except errors.Busy:
+            raise
         except errors.KernelError as error:
             kind, meaning = _DEVICE_ERRORS.get(error.errno or 0, (errors.KernelError, ""))
             raise kind.from_call(error, f"{name}: {meaning}" if meaning else name) from None
-        return DeviceFile(fd, name)
 
     def close(self) -> None:
         """Close it: it leaves its container as soon as none of its devices is open any more."""

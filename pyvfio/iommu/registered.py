@@ -9,6 +9,7 @@ A refused unregistering leaves the piece registered. Nobody holds it then, and i
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -61,8 +62,13 @@ class RegisteredMemory:
             try:
                 for piece in (*known, _Piece(end, end)):
                     if at < piece.start:
-                        self._register(at, piece.start - at)
+                        # Before it is: what interrupts the call (Ctrl-C) undoes it, maybe in vain.
                         made.append(_Piece(at, piece.start))
+                        try:
+                            self._register(at, piece.start - at)
+                        except Exception:
+                            made.pop()
+                            raise
                     at = piece.end
             finally:
                 pieces = sorted((*known, *made), key=lambda piece: piece.start)
@@ -117,9 +123,11 @@ class RegisteredMemory:
     def _unregister_piece(self, piece: _Piece) -> None:
         try:
             self._unregister(piece.start, piece.end - piece.start)
-        except BaseException:
-            self._refused.append(piece)
-            raise
+        except BaseException as error:
+            # ENOENT: it is not, since the call was interrupted before or after it.
+            if not (isinstance(error, errors.KernelError) and error.errno == errno.ENOENT):
+                self._refused.append(piece)
+                raise
         del self._pieces[bisect_left(self._pieces, piece.start, key=lambda piece: piece.start)]
 
     def _overlap(self, start: int, end: int) -> tuple[int, int]:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from pyvfio import errors
 from pyvfio._sys import File, memory, sysfs
 from pyvfio._sys.closing import Closing
-from pyvfio.iommu.dma import GRAIN, LARGEST_BLOCK, DmaBuffer, MappedBuffer, Mapping, Pool
+from pyvfio._sys.signals import deferred_signals
+from pyvfio.abi import vfio
+from pyvfio.iommu.dma import (
+    GRAIN,
+    LARGEST_BLOCK,
+    Arena,
+    DmaBuffer,
+    MappedBuffer,
+    Mapping,
+    Pool,
+    arena_of,
+)
 from pyvfio.iommu.info import SpaceInfo
 from pyvfio.iommu.iova import IovaAllocator, IovaRange
 from pyvfio.pci import paths
@@ -34,21 +47,28 @@ class AddressSpace(Closing, ABC):
 
     Devices opened in one space see the same memory at the same addresses. A device must be open in
     it before memory can be mapped. When the last device leaves, the kernel drops what was mapped:
-    buffers and mappings are closed then.
+    buffers and mappings are closed then, and views of buffers end: touching one raises ValueError.
+
+    Threads may share it, with its mappings and buffers; not one buffer while another thread closes
+    it. A signal (Ctrl-C) in the midst of a call comes after it, and leaves nothing half done.
 
     After a fork the space belongs to the parent; in the child it is closed. The memory of buffers
     stays shared with the parent.
     """
+
+    _info_request = vfio.VFIO_IOMMU_GET_INFO.name
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._info: SpaceInfo | None = None  # None: no device is open
         self._iovas = IovaAllocator(())
         self._mappings: dict[int, Mapping] = {}
-        # What devices may read and write, sorted: first byte and end in this process, IOVA.
+        # What devices may read and write, sorted: first byte and end in this process, IOVA. A
+        # change replaces the list, so that looking into it needs no lock.
         self._reached: list[tuple[int, int, int]] = []
         self._pool = Pool(self)
-        self._bins = self._pool.bins
+        self._bins = self._pool.found
+        self._alone: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # of buffers without the pool
         self._stops: dict[File, Callable[[], None]] = {}
         _live.add(self)
 
@@ -161,6 +181,10 @@ class AddressSpace(Closing, ABC):
             writable: whether devices may write it.
             private: :meth:`iova_of` does not tell of it, since its maker alone knows when it ends.
 
+        A mapping with ``writable=False`` is of the pages that the buffer has then: each is there
+        already, or made by the call. Kernels before 5.14 cannot make them, and those before 6.2 map
+        a shared page of zeros where there is none: with these, write to each page first.
+
         Raises:
             ArgumentError: the buffer or address is not aligned, or not writable.
             RangeError: `iova` lies outside what devices can reach (:attr:`iova_ranges`).
@@ -183,14 +207,17 @@ class AddressSpace(Closing, ABC):
                 f"memory to be mapped must be whole pages of {page:#x} bytes, not {view.nbytes:#x} "
                 f"bytes at {address:#x}: make it with alloc(), or with mmap.mmap(-1, size)"
             )
-        return self._map_memory(
-            view,
-            iova=iova,
-            max_iova=max_iova,
-            readable=readable,
-            writable=writable,
-            private=private,
-        )
+        with deferred_signals() as section:
+            mapping = self._map_memory(
+                view,
+                iova=iova,
+                max_iova=max_iova,
+                readable=readable,
+                writable=writable,
+                private=private,
+            )
+            section.undo(self._take_back, mapping)
+            return mapping
 
     def alloc(
         self,
@@ -230,9 +257,18 @@ class AddressSpace(Closing, ABC):
                 raise errors.ArgumentError(
                     f"size {size} must be positive, alignment {align} a power of two"
                 ) from None
-            if huge or max(size, align or 0) > LARGEST_BLOCK:
-                return self._alloc_alone(size, align or 1, max_iova, huge)
-            bin, lease = self._pool.carve(size + GRAIN - 1 & -GRAIN, align, max_iova)
+            alone = bool(huge) or max(size, align or 0) > LARGEST_BLOCK
+            if not alone:
+                try:
+                    bin, lease = self._pool.carve(size + GRAIN - 1 & -GRAIN, align, max_iova)
+                except (errors.NoSpace, errors.LockedMemoryLimit):
+                    # A mapping of its own needs less room than an arena, and less alignment.
+                    alone = True
+            if alone:
+                with deferred_signals() as section:
+                    buffer = self._alloc_alone(size, align or 1, max_iova, huge)
+                    section.undo(buffer.close)
+                    return buffer
         view = lease[1]
         view[:] = bin.zeros
         if size != bin.size:
@@ -254,11 +290,11 @@ class AddressSpace(Closing, ABC):
         if view.readonly or not view.c_contiguous or not view.nbytes:
             return None
         address = memory.address_of(view)
-        with self._lock:
-            index = bisect_right(self._reached, (address, _NOWHERE)) - 1
-            if index < 0:
-                return None
-            start, end, iova = self._reached[index]
+        reached = self._reached  # which another thread may replace
+        index = bisect_right(reached, (address, _NOWHERE)) - 1
+        if index < 0:
+            return None
+        start, end, iova = reached[index]
         return iova + address - start if address + view.nbytes <= end else None
 
     def stop_with(self, file: File, stop: Callable[[], None]) -> None:
@@ -274,13 +310,12 @@ class AddressSpace(Closing, ABC):
     def close(self) -> None:
         """Stop the devices open in it, undo its mappings, then close devices and its own files.
 
-        Each step is done whatever fails. Views of buffers stay valid until they are let go. Closing
-        again does nothing.
+        Each step is done whatever fails. Closing again does nothing.
 
         Raises:
             KernelError: a step failed.
         """
-        with ExitStack() as steps:
+        with deferred_signals(), ExitStack() as steps:
             steps.callback(self._close_all)
             for file, stop in tuple(self._stops.items()):
                 if not file.closed:
@@ -289,7 +324,7 @@ class AddressSpace(Closing, ABC):
     # For implementations, mappings and the pool.
 
     def _close_all(self) -> None:
-        with self._lock, ExitStack() as steps:
+        with deferred_signals(), self._lock, ExitStack() as steps:
             steps.callback(self._close)
             steps.callback(self._close_devices)
             if self._info is not None:
@@ -312,7 +347,14 @@ class AddressSpace(Closing, ABC):
     def _refresh(self) -> None:
         """Ask the kernel again, after a device came or went."""
         info = self._ask()
-        iovas = IovaAllocator(info.ranges if info is not None else ())
+        if info is None:
+            raise errors.KernelError(
+                errno.EINVAL,
+                self._info_request,
+                type(self).__name__,
+                "the kernel says nothing of the address space although a device is open in it",
+            )
+        iovas = IovaAllocator(info.ranges)
         for mapping in self._mappings.values():
             iovas.take(mapping.iova, mapping.size)
         self._info, self._iovas = info, iovas
@@ -323,36 +365,51 @@ class AddressSpace(Closing, ABC):
         *,
         iova: int | None = None,
         align: int = 1,
+        prefer: int = 1,
         max_iova: int | None = None,
         readable: bool = True,
         writable: bool = True,
         private: bool = False,
     ) -> Mapping:
-        with self._lock:
+        with deferred_signals() as section, self._lock:
             page = self.page_size
             size = view.nbytes
             if iova is None:
-                iova = self._choose(size, max(align, page), max_iova)
+                iova = self._choose(size, max(align, page), max_iova, prefer)
             else:
                 self._take(iova, size, page, max_iova)
-            try:
-                self._map(memory.address_of(view), iova, size, readable, writable)
-            except BaseException:
-                self._iovas.free(iova, size)
-                raise
+            # Recorded first, since the kernel may have mapped it whatever ends the call.
             mapping = self._mappings[iova] = Mapping(self, view, iova)
+            section.undo(self._take_back, mapping)
+            if not writable:
+                memory.populate(view)
+            try:
+                self._map(mapping._address, iova, size, readable, writable)
+            except errors.KernelError:
+                self._erase(mapping)
+                raise
             if readable and writable and not private:
-                insort(self._reached, _reach(mapping, view))
+                self._reached = sorted([*self._reached, _reach(mapping)])
             return mapping
 
-    def _choose(self, size: int, align: int, max_iova: int | None) -> int:
-        if max_iova is None:
-            try:
-                return self._iovas.allocate(size, align, lowest=_LOW)
-            except errors.NoSpace:
-                pass
+    def _take_back(self, mapping: Mapping) -> None:
+        """Unmap what may be mapped; where that is refused, it is tried again at the end."""
+        mapping._uncertain = True
+        with suppress(errors.KernelError):
+            self._unmap_mapping(mapping)
+
+    def _choose(self, size: int, align: int, max_iova: int | None, prefer: int = 1) -> int:
+        """Take a free IOVA.
+
+        Args:
+            prefer: an alignment that is better, where there is room for it.
+        """
         # Not 0: it is a legal address, but many devices take it for "no buffer".
-        return self._iovas.allocate(size, align, lowest=1, highest=max_iova)
+        for lowest in (1,) if max_iova is not None else (_LOW, 1):
+            for each in (max(align, prefer), align):
+                with suppress(errors.NoSpace):
+                    return self._iovas.allocate(size, each, lowest=lowest, highest=max_iova)
+        return self._iovas.allocate(size, align, lowest=1, highest=max_iova)  # says so
 
     def _take(self, iova: int, size: int, page: int, max_iova: int | None) -> None:
         last = iova + size - 1
@@ -380,20 +437,29 @@ class AddressSpace(Closing, ABC):
             ) from None
 
     def _unmap_mapping(self, mapping: Mapping) -> None:
-        with self._lock:
+        with deferred_signals(), self._lock:
             if mapping.closed:
                 return
-            size = self._unmap(mapping.iova, mapping.size)
-            if size != mapping.size:
+            # Whatever ends the call, it may have unmapped it: the next one may find nothing.
+            uncertain, mapping._uncertain = mapping._uncertain, True
+            try:
+                size = self._unmap(mapping.iova, mapping.size)
+            except errors.KernelError:
+                mapping._uncertain = uncertain
+                raise
+            if size != mapping.size and not (uncertain and size == 0):
+                mapping._uncertain = uncertain
                 raise self._unmapped_wrong(mapping, size)
-            del self._mappings[mapping.iova]
-            self._iovas.free(mapping.iova, mapping.size)
-            assert mapping._memory is not None
-            reach = _reach(mapping, mapping._memory)
-            index = bisect_left(self._reached, reach)
-            if self._reached[index : index + 1] == [reach]:
-                del self._reached[index]
-            mapping._forget()
+            self._erase(mapping)
+
+    def _erase(self, mapping: Mapping) -> None:
+        """A mapping is no more."""
+        del self._mappings[mapping.iova]
+        self._iovas.free(mapping.iova, mapping.size)
+        reach = _reach(mapping)
+        if reach in self._reached:
+            self._reached = [each for each in self._reached if each != reach]
+        mapping._forget()
 
     @abstractmethod
     def _unmapped_wrong(self, mapping: Mapping, size: int) -> errors.KernelError:
@@ -402,19 +468,29 @@ class AddressSpace(Closing, ABC):
     def _unmap_all(self) -> None:
         """Undo every mapping and forget it; for when the last device leaves.
 
-        Each is tried; the first failure is told.
+        Each is tried, and the first failure is told. Views of buffers end.
         """
-        failure = None
-        try:
-            for mapping in self._mappings.values():
-                try:
-                    self._unmap_last(mapping)
-                except errors.KernelError as error:
-                    failure = failure or error
-        finally:
-            self._forget()
-        if failure is not None:
-            raise failure
+        with deferred_signals():
+            failure = None
+            try:
+                for mapping in self._mappings.values():
+                    try:
+                        self._unmap_last(mapping)
+                    except errors.KernelError as error:
+                        failure = failure or error
+            finally:
+                arenas = self._pool.arenas()
+                self._forget()
+                self._end_views(arenas)
+            if failure is not None:
+                raise failure
+
+    def _end_views(self, arenas: list[weakref.ref[Arena]]) -> None:
+        """End the views of buffers, as far as somebody has one; their memory has no device now."""
+        left = [owner for owner in (*(arena() for arena in arenas), *self._alone) if owner]
+        if left:
+            ended = {id(owner) for owner in left}
+            memory.release_views(lambda owner: id(arena_of(owner) or owner) in ended)
 
     def _unmap_last(self, mapping: Mapping) -> None:
         # When the device is being removed, the kernel drops them itself, at any moment.
@@ -432,7 +508,7 @@ class AddressSpace(Closing, ABC):
         for mapping in self._mappings.values():
             mapping._forget()
         self._mappings.clear()
-        self._reached.clear()
+        self._reached = []
         self._pool.abandon()
         self._info = None
         self._iovas = IovaAllocator(())
@@ -441,25 +517,27 @@ class AddressSpace(Closing, ABC):
         self, size: int, align: int, max_iova: int | None, huge: bool | int
     ) -> DmaBuffer:
         """A buffer with a mapping of its own."""
-        page = self.page_size
-        huge_page = None
-        if huge:
-            huge_page = _default_huge_page() if huge is True else huge
-            page = max(page, huge_page)
-        length = -(-size // page) * page
-        if length >= _SUPERPAGE:
-            align = max(align, _SUPERPAGE)
-        if huge_page is None:
-            view = memory.allocate_shared(length)
-        else:
-            view = _allocate_huge(length, huge_page)
-        mapping = self._map_memory(view, align=max(align, page), max_iova=max_iova)
-        return MappedBuffer(mapping, size, view[:size])
+        with deferred_signals() as section:
+            page = self.page_size
+            huge_page = None
+            if huge:
+                huge_page = _default_huge_page() if huge is True else huge
+                page = max(page, huge_page)
+            length = -(-size // page) * page
+            if huge_page is None:
+                view = memory.allocate_shared(length)
+            else:
+                view = _allocate_huge(length, huge_page)
+            # With IOVAs aligned as its memory is, the IOMMU can use its larger pages.
+            prefer = max(page, _SUPERPAGE if length >= _SUPERPAGE else 1)
+            mapping = self._map_memory(view, align=align, prefer=prefer, max_iova=max_iova)
+            section.undo(mapping.close)
+            self._alone.add(cast(mmap.mmap, view.obj))
+            return MappedBuffer(mapping, size, view[:size])
 
 
-def _reach(mapping: Mapping, view: memoryview) -> tuple[int, int, int]:
-    address = memory.address_of(view)
-    return address, address + mapping.size, mapping.iova
+def _reach(mapping: Mapping) -> tuple[int, int, int]:
+    return mapping._address, mapping._address + mapping.size, mapping.iova
 
 
 def _default_huge_page() -> int:

@@ -24,6 +24,7 @@ from functools import partial
 
 from pyvfio import errors
 from pyvfio._sys import memory, sysfs
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.iommu import locked
 from pyvfio.iommu.container import Container
@@ -41,21 +42,20 @@ _TCE = 8  # bytes of a table's entry
 class SpaprTce(ContainerSpace):
     """What both versions have in common: a container whose windows map this process's memory."""
 
+    _info_request = vfio.VFIO_IOMMU_SPAPR_TCE_GET_INFO.name
     _kind: int
     _version: int
 
     def __init__(self, container: Container | None = None) -> None:
-        super().__init__(container)
-        self._ours = False  # whether it was this space that set the container's IOMMU
-        try:
+        with deferred_signals() as section:
+            super().__init__(container)
+            section.undo(self.container.close)
+            self._ours = False  # whether it was this space that set the container's IOMMU
             if not self.container.check_extension(self._kind):
                 raise errors.Unsupported(
                     f"the kernel has no SPAPR TCE IOMMU of version {self._version}: on POWER, load "
                     "it with: modprobe vfio_iommu_spapr_tce"
                 )
-        except BaseException:
-            self.container.close()
-            raise
 
     @property
     def windows(self) -> tuple[DmaWindow, ...]:
@@ -115,9 +115,9 @@ class SpaprTce(ContainerSpace):
         view of stays.
         """
 
-    def _choose(self, size: int, align: int, max_iova: int | None) -> int:
+    def _choose(self, size: int, align: int, max_iova: int | None, prefer: int = 1) -> int:
         try:
-            return super()._choose(size, align, max_iova)
+            return super()._choose(size, align, max_iova, prefer)
         except errors.NoSpace:
             below = "" if max_iova is None else f", up to IOVA {max_iova:#x},"
             raise errors.NoSpace(
@@ -176,7 +176,7 @@ class SpaprTceV1(SpaprTce):
     _version = 1
 
     def attach(self, group: Group, *, joined: bool = False) -> None:
-        with self._lock:
+        with deferred_signals(), self._lock:
             self._refuse_closed()
             if self.groups:
                 raise errors.StateError(
@@ -263,7 +263,7 @@ class SpaprTceV2(SpaprTce):
         """
         if size is not None and (size <= 0 or size & (size - 1)):
             raise errors.ArgumentError(f"a window's size is a power of two, not {size:#x}")
-        with self._lock:
+        with deferred_signals(), self._lock:
             self._ready()
             if self._high is not None:
                 raise errors.StateError(f"there is a window at {self._high}: remove it first")
@@ -278,7 +278,7 @@ class SpaprTceV2(SpaprTce):
             StateError: something is mapped in it.
             KernelError: the kernel refused.
         """
-        with self._lock:
+        with deferred_signals(), self._lock:
             self._refuse_closed()
             window = self._high
             if window is None:
@@ -380,12 +380,14 @@ class SpaprTceV2(SpaprTce):
         return steps
 
     def _map(self, address: int, iova: int, size: int, readable: bool, writable: bool) -> None:
-        with ExitStack() as undo:
-            self._memory.hold(address, size)
-            undo.callback(self._memory.release, address, size)
-            super()._map(address, iova, size, readable, writable)
-            undo.pop_all()
+        self._memory.hold(address, size)
+        # Before it is mapped: whatever ends that, unmapping it gives the memory back.
         self._addresses[iova] = address
+        try:
+            super()._map(address, iova, size, readable, writable)
+        except errors.KernelError:
+            self._memory.release(self._addresses.pop(iova), size)
+            raise
 
     def _unmap(self, iova: int, size: int) -> int:
         super()._unmap(iova, size)

@@ -7,6 +7,7 @@ import errno
 
 from pyvfio import errors
 from pyvfio._sys import sysfs
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
 from pyvfio.iommu.container import Container
 from pyvfio.iommu.container_space import ContainerSpace
@@ -39,8 +40,9 @@ class Type1(ContainerSpace):
         """
         if version not in _KINDS:
             raise errors.ArgumentError(f"type1 has versions 1 and 2, not {version!r}")
-        super().__init__(container)
-        try:
+        with deferred_signals() as section:
+            super().__init__(container)
+            section.undo(self.container.close)
             self.version = next(
                 (v for v in (version, 1) if self.container.check_extension(_KINDS[v])), 0
             )
@@ -48,9 +50,6 @@ class Type1(ContainerSpace):
                 raise errors.Unsupported(
                     "the kernel has no type1 IOMMU: load it with: modprobe vfio_iommu_type1"
                 )
-        except BaseException:
-            self.container.close()
-            raise
 
     def _set_iommu(self) -> None:
         self.container.set_iommu(_KINDS[self.version])

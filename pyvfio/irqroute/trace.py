@@ -115,7 +115,12 @@ def decode(
     decoder = _DECODERS.get(request)
     if decoder is None:
         return None
-    text, arguments = decoder(bytes(argument), names)
+    given = b"" if isinstance(argument, int) else bytes(argument)
+    try:
+        text, arguments = decoder(given, names)
+    except struct.error:
+        # The call was made, and its result is the caller's: what it was given is shown as it is.
+        text, arguments = f"{request.name}(cut off)", {"bytes": given.hex()}
     error = None
     if isinstance(outcome, int) and outcome > 0 and request == vfio.VFIO_DEVICE_SET_IRQS:
         error = f"only {outcome}"  # the vectors that could be had; none was taken

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pyvfio import errors
 from pyvfio._sys import EventFd, File, sysfs
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Irqfd(Closing):
 
 
 class Irqfds:
-    """A VM's irqfds."""
+    """A VM's irqfds. Threads may share it; not one irqfd while another thread closes it."""
 
     def __init__(self, vm: File, irqchip: Irqchip) -> None:
         """Made by :class:`pyvfio.kvm.VM`."""
@@ -94,19 +95,28 @@ class Irqfds:
             Closed: the VM, or the eventfd, is closed.
             KernelError: the kernel refused otherwise.
         """
-        if resample is None:
-            return self.assign_many(((eventfd, gsi),))[0]
+        with deferred_signals() as section:
+            if resample is None:
+                irqfd = self.assign_many(((eventfd, gsi),))[0]
+            else:
+                irqfd = self._assign_resampling(eventfd, gsi, resample)
+            section.undo(irqfd.close)
+            return irqfd
+
+    def _assign_resampling(self, eventfd: HasFileno, gsi: int, resample: HasFileno) -> Irqfd:
         flags = kvm.KVM_IRQFD_FLAG_RESAMPLE
-        try:
-            argument = _ARGUMENT.pack(eventfd.fileno(), gsi, flags, resample.fileno())
-            self._vm.ioctl(kvm.KVM_IRQFD, bytearray(argument))
-        except struct.error:
-            raise _no_gsi(gsi) from None
-        except errors.KernelError as error:
-            raise self._refused(error, eventfd, resample) from None
-        irqfd = Irqfd(self, eventfd, gsi)
-        self._assigned.add(irqfd)
-        return irqfd
+        with deferred_signals() as section:
+            # Recorded first, since the kernel may have it whatever ends the call.
+            irqfd = Irqfd(self, eventfd, gsi)
+            self._assigned.add(irqfd)
+            section.undo(irqfd.close)
+            try:
+                argument = _ARGUMENT.pack(eventfd.fileno(), gsi, flags, resample.fileno())
+                self._vm.ioctl(kvm.KVM_IRQFD, bytearray(argument))
+            except Exception as error:
+                self._assigned.discard(irqfd)
+                raise self._refused(error, gsi, eventfd, resample) from None
+            return irqfd
 
     def assign_many(self, pairs: Iterable[tuple[HasFileno, int]]) -> list[Irqfd]:
         """As :meth:`assign`, for (eventfd, GSI) pairs: all of them, or none.
@@ -117,24 +127,25 @@ class Irqfds:
         done: list[Irqfd] = []
         pack, ioctl, request = _PLAIN.pack_into, self._vm.ioctl, kvm.KVM_IRQFD
         argument = bytearray(_PLAIN.size)  # the same for all: thousands are a matter of time
-        try:
+        with deferred_signals() as section:
+            section.undo(self._close_all, done)
             for eventfd, gsi in pairs:
+                # Recorded first, since the kernel may have it whatever ends the call.
+                done.append(Irqfd(self, eventfd, gsi))
                 try:
                     pack(argument, 0, eventfd.fileno(), gsi)
                     ioctl(request, argument)
-                except struct.error:
-                    raise _no_gsi(gsi) from None
-                except errors.KernelError as error:
-                    raise self._refused(error, eventfd) from None
-                done.append(Irqfd(self, eventfd, gsi))
-        except BaseException:
+                except Exception as error:
+                    done.pop()
+                    raise self._refused(error, gsi, eventfd) from None
             self._assigned.update(done)
-            with ExitStack() as undo:
-                for irqfd in done:
-                    undo.callback(irqfd.close)
-            raise
-        self._assigned.update(done)
-        return done
+            return done
+
+    def _close_all(self, irqfds: Sequence[Irqfd]) -> None:
+        self._assigned.update(irqfds)
+        with ExitStack() as steps:
+            for irqfd in irqfds:
+                steps.callback(irqfd.close)
 
     def end_many(self, pairs: Sequence[tuple[Irqfd, EventFd]]) -> None:
         """Unbind irqfds by closing their eventfds, which must be nobody else's.
@@ -148,14 +159,16 @@ class Irqfds:
         Raises:
             KernelError: the kernel refused the last; all are closed nevertheless.
         """
-        for irqfd, eventfd in pairs[:-1]:
-            self._assigned.discard(irqfd)
-            eventfd.close()
-        for irqfd, eventfd in pairs[-1:]:
-            try:
-                irqfd.close()
-            finally:
+        with deferred_signals():
+            for irqfd, eventfd in pairs[:-1]:
+                self._assigned.discard(irqfd)
                 eventfd.close()
+            for irqfd, eventfd in pairs[-1:]:
+                try:
+                    irqfd.close()
+                finally:
+                    self._assigned.discard(irqfd)
+                    eventfd.close()
 
     def __len__(self) -> int:
         return len(self._assigned)
@@ -164,22 +177,29 @@ class Irqfds:
         return iter(tuple(self._assigned))
 
     def _deassign(self, irqfd: Irqfd) -> None:
-        try:
-            self._assigned.remove(irqfd)
-        except KeyError:
-            return
-        if self._vm.closed:
-            return
-        try:
-            fd = irqfd.eventfd.fileno()
-        except ValueError:
-            return  # closing the eventfd has unbound it
-        argument = _ARGUMENT.pack(fd, irqfd.gsi, kvm.KVM_IRQFD_FLAG_DEASSIGN, 0)
-        self._vm.ioctl(kvm.KVM_IRQFD, bytearray(argument))
+        with deferred_signals():
+            if irqfd not in self._assigned:
+                return
+            try:
+                if not self._vm.closed:
+                    with suppress(ValueError):  # closing the eventfd, or the VM, has unbound it
+                        fd = irqfd.eventfd.fileno()
+                        argument = _ARGUMENT.pack(fd, irqfd.gsi, kvm.KVM_IRQFD_FLAG_DEASSIGN, 0)
+                        self._vm.ioctl(kvm.KVM_IRQFD, bytearray(argument))
+            except errors.KernelError:
+                self._assigned.discard(irqfd)
+                raise
+            # After the call, which does no harm when it is made twice.
+            self._assigned.discard(irqfd)
 
     def _refused(
-        self, error: errors.KernelError, eventfd: HasFileno, resample: HasFileno | None = None
-    ) -> errors.Error:
+        self, error: Exception, gsi: int, eventfd: HasFileno, resample: HasFileno | None = None
+    ) -> Exception:
+        """What it means that an eventfd could not be bound."""
+        if isinstance(error, struct.error):
+            return errors.RangeError(f"a GSI is a number of 32 bits, not {gsi}")
+        if not isinstance(error, errors.KernelError):
+            return error
         number = error.errno
         if number == errno.EBUSY:
             return errors.Busy.from_call(
@@ -204,7 +224,3 @@ class Irqfds:
                         f"descriptor {fd} is no eventfd, but {what or 'closed'}"
                     )
         return error
-
-
-def _no_gsi(gsi: int) -> errors.RangeError:
-    return errors.RangeError(f"a GSI is a number of 32 bits, not {gsi}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, filterfalse, islice
 from typing import NamedTuple
 
 from pyvfio import errors
 from pyvfio._sys import File
+from pyvfio._sys.signals import deferred_signals, deliver
 from pyvfio.abi import kvm
 from pyvfio.kvm.message import MsiMessage, check_message
 
@@ -110,10 +111,12 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         """
         if gsi is None:
             return self.add_many((message,))[0]
-        with self.batch():
-            self._check_vacant(gsi)
-            self._put(gsi, self._msi(gsi, message))
-        return gsi
+        with deferred_signals() as section:
+            with self.batch():
+                self._check_vacant(gsi)
+                self._put(gsi, self._msi(gsi, message))
+            section.undo(self.remove, gsi)
+            return gsi
 
     def add_many(self, messages: Iterable[MsiMessage]) -> list[int]:
         """Route the lowest free GSIs to messages, in one commit.
@@ -125,6 +128,12 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
             As :meth:`add`; then none of them is routed.
         """
         messages = tuple(messages)
+        with deferred_signals() as section:
+            gsis = self._add_many(messages)
+            section.undo(self.remove, *gsis)
+            return gsis
+
+    def _add_many(self, messages: Sequence[MsiMessage]) -> list[int]:
         with self.batch():
             self._check_routable()
             if self._x2apic_format:
@@ -195,7 +204,7 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         Raises:
             KernelError: the kernel refused.
         """
-        with self._lock, nullcontext() if lazily else self.batch():
+        with deferred_signals() if lazily else self.batch(), self._lock:
             for gsi in gsis:
                 if gsi in self._table:
                     dirty = self._dirty
@@ -208,32 +217,35 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
 
         An exception in the block, or the kernel's refusal, leaves the table as it was before, with
         the kernel too. A batch inside a batch is part of it; an exception that goes no further than
-        the inner one undoes its part. Other threads' changes wait meanwhile.
+        the inner one undoes its part. Other threads' changes wait meanwhile, and so does Ctrl-C.
 
         Raises:
             NoIrqchip, KernelError: the kernel refused the table.
         """
-        with self._lock:
-            mark, dirty, commits = len(self._undo), self._dirty, self._commits
-            self._batches += 1
-            try:
-                yield self
-                if self._batches == 1 and self._dirty:
-                    self.commit()
-            except BaseException:
-                for replaced in reversed(self._undo[mark:]):
-                    for gsi, raw in replaced.items():
-                        self._set(gsi, raw)
-                del self._undo[mark:]
-                # The block may have committed of its own; then the kernel has to go back too.
-                self._dirty = dirty or self._commits != commits
-                if self._batches == 1 and self._commits != commits:
-                    self.commit()
-                raise
-            finally:
-                self._batches -= 1
-                if not self._batches:
-                    self._undo.clear()
+        with deferred_signals(), self._lock:
+            with deferred_signals() as section:
+                section.undo(self._revert, len(self._undo), self._dirty, self._commits)
+                self._batches += 1
+                try:
+                    yield self
+                    if self._batches == 1 and self._dirty:
+                        self.commit()
+                finally:
+                    self._batches -= 1
+                deliver()  # what came meanwhile undoes it
+            if not self._batches:
+                self._undo.clear()
+
+    def _revert(self, mark: int, dirty: bool, commits: int) -> None:
+        """Make a batch undone that began like this."""
+        for replaced in reversed(self._undo[mark:]):
+            for gsi, raw in replaced.items():
+                self._set(gsi, raw)
+        del self._undo[mark:]
+        # The block may have committed of its own; then the kernel has to go back too.
+        self._dirty = dirty or self._commits != commits
+        if not self._batches and self._commits != commits:
+            self.commit()
 
     def commit(self) -> None:
         """Give the kernel the whole table, changed or not.
@@ -242,15 +254,17 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
             NoIrqchip, KernelError: the kernel refused it.
             Unsupported: this irqchip has no routes.
         """
-        with self._lock:
+        with deferred_signals(), self._lock:
             argument = bytearray(_HEADER.pack(self._entries, 0))
             argument += b"".join(self._table.values())
+            # Counted first, since the kernel may have the table whatever ends the call.
+            self._commits += 1
             try:
                 self._vm.ioctl(kvm.KVM_SET_GSI_ROUTING, argument)
             except errors.KernelError as error:
+                self._commits -= 1
                 raise self._refused(error) from None
             self._dirty = False
-            self._commits += 1
 
     @property
     def x2apic_format(self) -> bool:
@@ -264,7 +278,7 @@ class Routes(Mapping[int, "MsiMessage | tuple[Pin, ...]"]):
         Raises:
             ArgumentError: one that is routed has not.
         """
-        with self._lock:
+        with deferred_signals(), self._lock:
             for route in self.values():
                 if isinstance(route, MsiMessage):
                     check_message(route, x2apic_format=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 
 from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm
 
 PATH = "/dev/kvm"
@@ -27,29 +29,14 @@ class System(Closing):
             AccessDenied: the process may not open it.
             OpenFilesLimit, KernelError: it cannot be opened otherwise.
         """
-        try:
-            self.file = File.open(PATH)
-        except errors.AccessDenied as error:
-            raise errors.AccessDenied.from_call(
-                error, "become root, or join the group kvm: adduser USER kvm, then log in again"
-            ) from None
-        except errors.KernelError as error:
-            if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-                raise errors.NoKvm(
-                    f"there is no {PATH}: load the module of this host's processor (modprobe "
-                    "kvm_intel, kvm_amd or kvm_hv); where that is refused, virtualisation is off "
-                    "in the firmware, or this is a virtual machine without nesting"
-                ) from None
-            raise
-        try:
+        with deferred_signals() as section:
+            self.file = _open()
+            section.undo(self.file.close)
             version = self.file.ioctl(kvm.KVM_GET_API_VERSION)
             if version != kvm.KVM_API_VERSION:
                 raise errors.NoKvm(
                     f"{PATH} speaks version {version} of KVM's interface, not {kvm.KVM_API_VERSION}"
                 )
-        except BaseException:
-            self.file.close()
-            raise
 
     @property
     def vcpu_mmap_size(self) -> int:
@@ -67,7 +54,7 @@ class System(Closing):
             KernelError: the kernel refused.
         """
         try:
-            fd = self.file.ioctl(kvm.KVM_CREATE_VM, type)
+            return File.made_by(partial(self.file.ioctl, kvm.KVM_CREATE_VM, type), "a VM")
         except errors.KernelError as error:
             if error.errno == errno.EBUSY:
                 # As another hypervisor does that holds the processor's extensions.
@@ -75,7 +62,6 @@ class System(Closing):
                     f"{PATH} cannot create a VM: another hypervisor uses the processor's extensions"
                 ) from None
             raise
-        return File(fd, "a VM")
 
     def close(self) -> None:
         """Close it; VMs live on. Closing again does nothing."""
@@ -83,3 +69,20 @@ class System(Closing):
 
     def __repr__(self) -> str:
         return f"<System {PATH}>"
+
+
+def _open() -> File:
+    try:
+        return File.open(PATH)
+    except errors.AccessDenied as error:
+        raise errors.AccessDenied.from_call(
+            error, "become root, or join the group kvm: adduser USER kvm, then log in again"
+        ) from None
+    except errors.KernelError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            raise errors.NoKvm(
+                f"there is no {PATH}: load the module of this host's processor (modprobe "
+                "kvm_intel, kvm_amd or kvm_hv); where that is refused, virtualisation is off "
+                "in the firmware, or this is a virtual machine without nesting"
+            ) from None
+        raise

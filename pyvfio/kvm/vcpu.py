@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pyvfio import errors
 from pyvfio._sys import File, memory
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm, kvm_x86
 from pyvfio.kvm.lapic import LocalApic
 
@@ -51,7 +54,7 @@ class Exit:
 
 
 class Vcpu(Closing):
-    """A virtual processor. The thread that runs it should be one thread.
+    """A virtual processor. One thread runs it; other threads may do so after that, and close it.
 
     Attributes:
         file: its file.
@@ -62,12 +65,12 @@ class Vcpu(Closing):
         """Made by :meth:`pyvfio.kvm.VM.create_vcpu`; `mmap_size` in bytes."""
         self.file = file
         self.id = id
-        try:
+        with deferred_signals() as section:
+            section.undo(file.close)
             self._shared = memory.map_file(file, 0, mmap_size, writable=True)
-        except BaseException:
-            file.close()
-            raise
-        self._run: kvm.kvm_run | None = kvm.kvm_run.from_buffer(self._shared)
+            self._memory = [weakref.ref(self._shared.obj)]
+            section.undo(memory.withdraw, self._memory)
+            self._run: kvm.kvm_run | None = kvm.kvm_run.from_buffer(self._shared)
 
     @property
     def registers(self) -> kvm_x86.kvm_regs:
@@ -141,7 +144,7 @@ class Vcpu(Closing):
         run, shared = self._run, self._shared
         assert run is not None
         try:
-            self.file.ioctl(kvm.KVM_RUN)
+            self.file.ioctl(kvm.KVM_RUN, retry=False)  # a signal ends it: "INTR"
         except errors.KernelError as error:
             if error.errno == errno.EFAULT:
                 raise errors.KernelError.from_call(
@@ -169,10 +172,15 @@ class Vcpu(Closing):
         return Exit(reason, None, 0, False, memoryview(b""))
 
     def close(self) -> None:
-        """Close it; closing again does nothing. The VM keeps its number taken."""
-        self.file.close()
-        # Its mapping would keep the VM, and all the guest's memory, in the kernel.
-        self._run, self._shared = None, memoryview(b"")
+        """Close it; closing again does nothing. The VM keeps its number taken.
+
+        The data of an :class:`Exit` ends with it, or reads all ones.
+        """
+        with deferred_signals(), ExitStack() as steps:
+            # Its mapping would keep the VM, and all the guest's memory, in the kernel.
+            steps.callback(memory.withdraw, self._memory)
+            steps.callback(self.file.close)
+            self._run, self._shared = None, memoryview(b"")
 
     def __repr__(self) -> str:
         return f"<Vcpu {self.id}{' closed' if self.file.closed else ''}>"

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pyvfio import errors
 from pyvfio._sys import File
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm
 from pyvfio.kvm.irqfd import HasFileno
 
@@ -53,16 +54,14 @@ class VfioDevice(Closing):
             Busy: the VM has one already.
             KernelError: the kernel refused.
         """
-        create = kvm.kvm_create_device(type=kvm.KVM_DEV_TYPE_VFIO)
         try:
-            vm.ioctl(kvm.KVM_CREATE_DEVICE, create)
+            self.file = create_device(vm, kvm.KVM_DEV_TYPE_VFIO, "the VM's KVM-VFIO device")
         except errors.KernelError as error:
             if error.errno == errno.ENODEV:
                 raise errors.Unsupported("this kernel's KVM has no KVM-VFIO device") from None
             if error.errno == errno.EBUSY:
                 raise errors.Busy.from_call(error, "the VM has a KVM-VFIO device") from None
             raise
-        self.file = File(create.fd, "the VM's KVM-VFIO device")
         self._members: set[Membership] = set()
 
     def add(self, group: HasFileno) -> Membership:
@@ -76,17 +75,22 @@ class VfioDevice(Closing):
             ArgumentError: the file is no VFIO group's.
             KernelError: the kernel refused.
         """
-        try:
-            self._set(kvm.KVM_DEV_VFIO_GROUP_ADD, group)
-        except errors.KernelError as error:
-            if error.errno == errno.EEXIST:
-                raise errors.Busy.from_call(error, "KVM knows of this group") from None
-            if error.errno in (errno.EINVAL, errno.EBADF):
-                raise errors.ArgumentError("the descriptor is no VFIO group's") from None
-            raise
-        membership = Membership(self, group)
-        self._members.add(membership)
-        return membership
+        with deferred_signals() as section:
+            # Recorded first, since KVM may know of it whatever ends the call.
+            membership = Membership(self, group)
+            self._members.add(membership)
+            section.undo(membership.close)
+            try:
+                self._set(kvm.KVM_DEV_VFIO_GROUP_ADD, group)
+            except errors.Error as error:
+                self._members.discard(membership)
+                if isinstance(error, errors.KernelError):
+                    if error.errno == errno.EEXIST:
+                        raise errors.Busy.from_call(error, "KVM knows of this group") from None
+                    if error.errno in (errno.EINVAL, errno.EBADF):
+                        raise errors.ArgumentError("the descriptor is no VFIO group's") from None
+                raise
+            return membership
 
     def close(self) -> None:
         """Close it; the groups in it go too (on older kernels when the VM is closed).
@@ -96,13 +100,18 @@ class VfioDevice(Closing):
         self.file.close()
 
     def _remove(self, membership: Membership, group: HasFileno) -> None:
-        if membership not in self._members:
-            return
-        # A group whose file was closed before cannot be named any more; it goes with the VM.
-        with suppress(errors.Closed):
-            if not self.file.closed:
-                self._set(kvm.KVM_DEV_VFIO_GROUP_DEL, group)
-        self._members.discard(membership)
+        with deferred_signals():
+            if membership not in self._members:
+                return
+            try:
+                # One whose file was closed before cannot be named any more; it goes with the VM.
+                with suppress(errors.Closed):
+                    if not self.file.closed:
+                        self._set(kvm.KVM_DEV_VFIO_GROUP_DEL, group)
+            except errors.KernelError as error:
+                if error.errno != errno.ENOENT:  # a call that was interrupted took it out
+                    raise
+            self._members.discard(membership)
 
     def _set(self, attribute: int, group: HasFileno) -> None:
         fd = ctypes.c_int32(group.fileno())
@@ -110,3 +119,23 @@ class VfioDevice(Closing):
             group=kvm.KVM_DEV_VFIO_GROUP, attr=attribute, addr=ctypes.addressof(fd)
         )
         self.file.ioctl(kvm.KVM_SET_DEVICE_ATTR, attr)
+
+
+def create_device(vm: File, kind: int, name: str) -> File:
+    """``KVM_CREATE_DEVICE``.
+
+    Args:
+        vm: the VM's file.
+        kind: ``KVM_DEV_TYPE_*``.
+        name: for messages.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    create = kvm.kvm_create_device(type=kind)
+
+    def created() -> int:
+        vm.ioctl(kvm.KVM_CREATE_DEVICE, create)
+        return int(create.fd)
+
+    return File.made_by(created, name)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from contextlib import ExitStack
+import threading
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from pyvfio import errors
 from pyvfio._sys import File, memory
 from pyvfio._sys.closing import Closing
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm
 from pyvfio.kvm.irqchip import FullIrqchip, Irqchip
 from pyvfio.kvm.irqfd import Irqfds
@@ -38,21 +41,24 @@ class MemorySlot(Closing):
         """Made by :meth:`VM.map_memory`."""
         self._vm = vm
         self._number = number
+        self._uncertain = False  # whether the guest has it is unknown: a call was interrupted
         self.address = address
         self.view = view
+        self._size = view.nbytes  # the view may end: it can be of a device's BAR
 
     def close(self) -> None:
         """Take it from the guest; doing it again does nothing."""
         self._vm._unmap_memory(self._number, self)
 
     def __repr__(self) -> str:
-        return f"<MemorySlot {self.address:#x} {len(self.view):#x} bytes>"
+        return f"<MemorySlot {self.address:#x} {self._size:#x} bytes>"
 
 
 class VM(Closing):
     """A virtual machine, with an interrupt controller in the kernel.
 
     Closing it ends all that it has: vCPUs, routes, irqfds. It belongs to the process that made it.
+    Threads may share it. A signal (Ctrl-C) in the midst of a call comes after it.
 
     Attributes:
         file: its file.
@@ -75,28 +81,27 @@ class VM(Closing):
             KernelError: the kernel refused.
         """
         self.irqchip = _default_irqchip() if irqchip is None else irqchip
-        with ExitStack() as stack:
-            if system is None:
-                system = stack.enter_context(System())
-            self._vcpu_mmap_size = system.vcpu_mmap_size
-            self.file = system.create_vm()
-            with ExitStack() as undo:
-                undo.callback(self.file.close)
-                self.irqchip.create(self.file)
-                undo.callback(self.irqchip.close)
-                limit = self.check_extension(kvm.KVM_CAP_IRQ_ROUTING)
-                undo.pop_all()
-        self.routes = Routes(
-            self.file,
-            limit if self.irqchip.routable else 0,
-            self.irqchip.first_gsi,
-            self.irqchip.default_routes(),
-        )
-        self.irqfds = Irqfds(self.file, self.irqchip)
+        self._lock = threading.RLock()  # of what it has: vCPUs, memory, KVM-VFIO device
         self._vcpus: list[Vcpu] = []
         self._next_vcpu = 0
         self._slots: dict[int, MemorySlot] = {}
         self._vfio: VfioDevice | None = None
+        with deferred_signals() as section, ExitStack() as stack:
+            if system is None:
+                system = stack.enter_context(System())
+            self._vcpu_mmap_size = system.vcpu_mmap_size
+            self.file = system.create_vm()
+            section.undo(self.file.close)
+            self.irqchip.create(self.file)
+            section.undo(self.irqchip.close)
+            limit = self.check_extension(kvm.KVM_CAP_IRQ_ROUTING)
+            self.routes = Routes(
+                self.file,
+                limit if self.irqchip.routable else 0,
+                self.irqchip.first_gsi,
+                self.irqchip.default_routes(),
+            )
+            self.irqfds = Irqfds(self.file, self.irqchip)
 
     def check_extension(self, capability: int) -> int:
         """What KVM says of a ``KVM_CAP_*`` for this VM: 0 for "no", else 1 or a number."""
@@ -109,9 +114,10 @@ class VM(Closing):
         Raises:
             Unsupported, KernelError: it cannot be had.
         """
-        if self._vfio is None or self._vfio.file.closed:
-            self._vfio = VfioDevice(self.file)
-        return self._vfio
+        with deferred_signals(), self._lock:
+            if self._vfio is None or self._vfio.file.closed:
+                self._vfio = VfioDevice(self.file)
+            return self._vfio
 
     def create_vcpu(self, number: int | None = None) -> Vcpu:
         """Add a vCPU.
@@ -123,19 +129,21 @@ class VM(Closing):
             KernelError: the kernel refused (EINVAL: as many as it can have, or no such number;
                 EEXIST: the number is taken).
         """
-        if number is None:
-            number = self._next_vcpu
-        fd = self.file.ioctl(kvm.KVM_CREATE_VCPU, number)
-        # Taken from here on, whatever becomes of the descriptor.
-        self._next_vcpu = max(self._next_vcpu, number + 1)
-        vcpu = Vcpu(File(fd, f"vCPU {number}"), number, self._vcpu_mmap_size)
-        try:
+        with deferred_signals() as section, self._lock:
+            if number is None:
+                number = self._next_vcpu
+            file = File.made_by(
+                partial(self.file.ioctl, kvm.KVM_CREATE_VCPU, number), f"vCPU {number}"
+            )
+            section.undo(file.close)
+            # Taken from here on, whatever becomes of the descriptor.
+            self._next_vcpu = max(self._next_vcpu, number + 1)
+            vcpu = Vcpu(file, number, self._vcpu_mmap_size)
+            section.undo(vcpu.close)
             self.irqchip.connect(vcpu.file, number)
-        except BaseException:
-            vcpu.close()
-            raise
-        self._vcpus.append(vcpu)
-        return vcpu
+            self._vcpus.append(vcpu)
+            section.undo(self._vcpus.remove, vcpu)
+            return vcpu
 
     def map_memory(self, address: int, buffer: Any, *, readonly: bool = False) -> MemorySlot:
         """Let the guest have memory of this process, a device's BAR included.
@@ -165,25 +173,28 @@ class VM(Closing):
                 f"guest memory is whole pages of {page:#x} bytes, not {view.nbytes:#x} bytes at "
                 f"{host:#x} for {address:#x}: make it with mmap.mmap(-1, size)"
             )
-        number = next(number for number in range(len(self._slots) + 1) if number not in self._slots)
-        slot = MemorySlot(self, number, address, view)
-        region = kvm.kvm_userspace_memory_region(
-            slot=number,
-            flags=kvm.KVM_MEM_READONLY if readonly else 0,
-            guest_phys_addr=address,
-            memory_size=view.nbytes,
-            userspace_addr=host,
-        )
-        try:
-            self.file.ioctl(kvm.KVM_SET_USER_MEMORY_REGION, region)
-        except errors.KernelError as error:
-            if error.errno == errno.EEXIST:
-                raise errors.KernelError.from_call(
-                    error, f"the guest has other memory at {address:#x}"
-                ) from None
-            raise
-        self._slots[number] = slot
-        return slot
+        with deferred_signals() as section, self._lock:
+            number = next(n for n in range(len(self._slots) + 1) if n not in self._slots)
+            # Recorded first, since the guest may have it whatever ends the call.
+            slot = self._slots[number] = MemorySlot(self, number, address, view)
+            section.undo(self._take_back, slot)
+            region = kvm.kvm_userspace_memory_region(
+                slot=number,
+                flags=kvm.KVM_MEM_READONLY if readonly else 0,
+                guest_phys_addr=address,
+                memory_size=view.nbytes,
+                userspace_addr=host,
+            )
+            try:
+                self.file.ioctl(kvm.KVM_SET_USER_MEMORY_REGION, region)
+            except errors.Error as error:
+                del self._slots[number]
+                if isinstance(error, errors.KernelError) and error.errno == errno.EEXIST:
+                    raise errors.KernelError.from_call(
+                        error, f"the guest has other memory at {address:#x}"
+                    ) from None
+                raise
+            return slot
 
     def alloc_memory(self, size: int, address: int = 0) -> MemorySlot:
         """Give the guest zeroed memory.
@@ -197,7 +208,10 @@ class VM(Closing):
         """
         if size <= 0:
             raise errors.ArgumentError(f"memory has a size, not {size}")
-        return self.map_memory(address, mmap.mmap(-1, size))
+        with deferred_signals() as section:
+            slot = self.map_memory(address, mmap.mmap(-1, size))
+            section.undo(self._take_back, slot)
+            return slot
 
     def signal_msi(self, message: MsiMessage) -> bool:
         """Send a message, without a route.
@@ -269,7 +283,7 @@ class VM(Closing):
         Raises:
             KernelError: a step failed; the steps after it were done all the same.
         """
-        with ExitStack() as steps:
+        with deferred_signals(), self._lock, ExitStack() as steps:
             steps.callback(self._slots.clear)
             steps.callback(self._vcpus.clear)
             steps.callback(self.file.close)
@@ -284,13 +298,27 @@ class VM(Closing):
         return f"<VM {state}>"
 
     def _unmap_memory(self, number: int, slot: MemorySlot) -> None:
-        if self._slots.get(number) is not slot:
-            return
-        if not self.closed:
-            # A size of 0 takes the slot away.
-            region = kvm.kvm_userspace_memory_region(slot=number)
-            self.file.ioctl(kvm.KVM_SET_USER_MEMORY_REGION, region)
-        del self._slots[number]
+        with deferred_signals(), self._lock:
+            if self._slots.get(number) is not slot:
+                return
+            if not self.closed:
+                # Whatever ends the call, it may have taken the slot away.
+                uncertain, slot._uncertain = slot._uncertain, True
+                try:
+                    # A size of 0 takes the slot away.
+                    region = kvm.kvm_userspace_memory_region(slot=number)
+                    self.file.ioctl(kvm.KVM_SET_USER_MEMORY_REGION, region)
+                except errors.KernelError as error:
+                    slot._uncertain = uncertain
+                    if not uncertain or error.errno != errno.EINVAL:  # it is gone already
+                        raise
+            del self._slots[number]
+
+    def _take_back(self, slot: MemorySlot) -> None:
+        """Take memory away that the guest may have; where that is refused, closing the VM does."""
+        slot._uncertain = True
+        with suppress(errors.KernelError):
+            slot.close()
 
     def _without_irqchip(self, error: errors.KernelError) -> errors.KernelError:
         if self.irqchip.irqfds or error.errno not in (errno.EINVAL, errno.ENXIO):

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyvfio import errors
 from pyvfio._sys import File
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm
 from pyvfio.abi import kvm_powerpc as abi
 from pyvfio.abi.ioctl import Request
 from pyvfio.kvm.irqchip import Irqchip
+from pyvfio.kvm.vfio_device import create_device
 
 if TYPE_CHECKING:
     from pyvfio.kvm.vcpu import Vcpu
@@ -122,18 +124,14 @@ class XicsIrqchip(Irqchip):
     def create(self, vm: File) -> None:
         if not vm.ioctl(kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_IRQ_XICS):
             raise errors.Unsupported("this kernel's KVM has no XICS")
-        create = kvm.kvm_create_device(type=kvm.KVM_DEV_TYPE_XICS)
-        vm.ioctl(kvm.KVM_CREATE_DEVICE, create)
-        device = File(create.fd, "the VM's XICS")
-        try:
+        with deferred_signals() as section:
+            device = create_device(vm, kvm.KVM_DEV_TYPE_XICS, "the VM's XICS")
+            section.undo(device.close)
             # On XIVE KVM cannot resample, and says so (arch/powerpc/kvm/powerpc.c).
             self.resample = bool(vm.ioctl(kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_IRQFD_RESAMPLE))
-        except BaseException:
-            device.close()
-            raise
-        self.on_xive = not self.resample
-        self._device = device
-        self._servers.clear()
+            self.on_xive = not self.resample
+            self._device = device
+            self._servers.clear()
 
     def connect(self, vcpu: File, number: int) -> None:
         # Hypervisor KVM wants a vCPU that makes hypercalls before it gives it a XICS server.

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pyvfio import errors
-from pyvfio._sys import signals, sysfs
+from pyvfio._sys import sysfs
+from pyvfio._sys.signals import deferred_signals
 from pyvfio.pci import modules, paths, record
 from pyvfio.pci.address import Address
 from pyvfio.pci.events import wait_until
@@ -150,7 +151,7 @@ def bound(
     taken: list[record.Record] = []
 
     def give_back() -> None:
-        with signals.held_back():
+        with deferred_signals():
             if taken:
                 _once(taken, lambda: unbind(address, timeout=timeout))
 
@@ -190,7 +191,7 @@ def _bind(
                 record.Record(record.identity(function), found.driver, found.override, driver)
             )
             # The kernel is not told half of it.
-            with signals.held_back():
+            with deferred_signals():
                 record.save(function, taken[0])
                 _switch(function, driver, claims)
                 _set_override(function, found.override)
@@ -217,7 +218,7 @@ def _bind(
     except BaseException:
         # Ctrl-C came after all was done.
         if taken:
-            with signals.held_back():
+            with deferred_signals():
                 _exclusively(
                     function, timeout, lambda: _once(taken, lambda: _give_back(function, taken[0]))
                 )
@@ -330,7 +331,7 @@ def _joined(phrases: tuple[str, ...]) -> str:
 
 def _give_back(function: Function, was: record.Record) -> None:
     """Bring a function back to what it was; done to its end, whatever comes between."""
-    with signals.held_back():
+    with deferred_signals():
         try:
             _restore(function, was)
         except errors.Error:

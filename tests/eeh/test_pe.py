@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import signal
-import threading
 from typing import Any
 
 import pytest
 
 from pyvfio import errors
-from pyvfio._sys import signals
 from pyvfio.abi import vfio
 from pyvfio.eeh import ErrorFunction, InjectedError, Pe, PeState, Reset
 
@@ -149,57 +146,6 @@ def test_a_state_that_stays_unavailable(kernel: EehKernel, pe: Pe) -> None:
     assert pe.wait(10) is PeState.NORMAL
 
 
-def test_signals_are_held_back_and_come_after() -> None:
-    came: list[str] = []
-
-    def work() -> None:
-        with signals.held_back():
-            signal.raise_signal(signal.SIGINT)
-            came.append("done")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert came == ["done"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_signal_while_handlers_are_put_back_leaves_none_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    put_back = signal.signal
-
-    def put_back_and_press(number: signal.Signals, handler: Any) -> None:
-        put_back(number, handler)
-        signal.raise_signal(signal.SIGINT)
-
-    def work() -> None:
-        with signals.held_back():
-            monkeypatch.setattr(signal, "signal", put_back_and_press)
-
-    try:
-        for number in numbers:
-            put_back(number, signal.default_int_handler)
-        with pytest.raises(KeyboardInterrupt):
-            work()
-        assert {signal.getsignal(number) for number in numbers} == {signal.default_int_handler}
-        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(numbers)
-    finally:
-        for number in numbers:
-            put_back(number, before[number])
-
-
-def test_other_threads_hold_nothing_back() -> None:
-    def work() -> None:
-        with signals.held_back():
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-
-
 @pytest.mark.parametrize("stays", ["stopped", "unavailable"])
 def test_a_reset_that_does_not_help_is_told(
     kernel: EehKernel, pe: Pe, stays: str, monkeypatch: pytest.MonkeyPatch
@@ -225,19 +171,3 @@ def test_an_interrupt_that_cannot_be_disabled_leaves_no_other_enabled(
     with pytest.raises(errors.KernelError):
         pe.disable_interrupts()
     assert device.msi.disabled == device.msix.disabled == 1
-
-
-def test_what_was_held_back_is_handled_with_no_signal_blocked() -> None:
-    blocked: list[set[Any]] = []
-    before = signal.signal(
-        signal.SIGTERM,
-        lambda *_: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-    )
-    try:
-        with signals.held_back():
-            signal.raise_signal(signal.SIGTERM)
-            assert blocked == []
-        assert len(blocked) == 1
-        assert signal.SIGTERM not in blocked[0]
-    finally:
-        signal.signal(signal.SIGTERM, before)

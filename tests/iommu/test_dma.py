@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import random
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -337,6 +338,68 @@ def _function(group: int) -> Any:
 
 TestPooling = Pooling.TestCase
 TestPooling.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+def test_memory_is_bounded_by_open_buffers_whatever_sizes(space: Type1, kernel: Kernel) -> None:
+    chosen = random.Random(1)
+    pool = space._pool
+    for _ in range(20_000):
+        align = chosen.choice([None, 64, 4096])
+        space.alloc(chosen.randint(1, 1 << 20), align=align).close()
+    assert sum(kernel.mappings.values()) == 2 << 20
+    assert len(pool._bins) <= 3 * 96
+    assert len(pool.found) <= dma._MOST_KEYS
+
+
+def test_size_classes_that_nobody_uses_are_forgotten(space: Type1, kernel: Kernel) -> None:
+    kept = space.alloc(100, max_iova=(1 << 30) - 1)
+    kept.view[:] = b"k" * 100
+    for top in range(3 * dma._MOST_BINS):
+        space.alloc(64, max_iova=(1 << 31) + (top << 12) - 1).close()
+    pool = space._pool
+    assert len(pool._bins) <= dma._MOST_BINS
+    assert bytes(kept.view) == b"k" * 100
+    iova = kept.iova
+    kept.close()
+    assert space.alloc(100, max_iova=(1 << 30) - 1).iova == iova
+
+
+def test_what_all_sizes_keep_ready_is_bounded(space: Type1, kernel: Kernel) -> None:
+    sizes = [64 * number for number in range(1, 1 << 14, 37)]
+    buffers = [space.alloc(size) for size in sizes]
+    for buffer in buffers:
+        buffer.close()
+    idle = sum(len(bin.free) * bin.size for bin in space._pool._bins.values())
+    largest = sum(bin.size for bin in space._pool._bins.values())
+    assert idle <= dma._IDLE + largest
+
+
+@given(st.integers(1, dma.LARGEST_BLOCK))
+def test_size_class_is_an_eighth_larger_at_most(size: int) -> None:
+    found = dma._class_size(size)
+    assert found >= size
+    assert found % dma.GRAIN == 0
+    assert found <= dma.LARGEST_BLOCK
+    assert found - size < max(size / 8, dma.GRAIN)
+    assert dma._class_size(found) == found
+
+
+def test_large_alignment_is_a_preference(space: Type1) -> None:
+    top = (4 << 20) - 1
+    with space.alloc(3 << 20, max_iova=top) as buffer:
+        assert buffer.iova + buffer.size - 1 <= top
+    with space.map(mmap.mmap(-1, 3 << 20), max_iova=top):
+        pass
+    with space.alloc(3 << 20) as buffer:
+        assert buffer.iova % (2 << 20) == 0
+
+
+def test_buffer_that_no_arena_can_hold_is_mapped_alone(space: Type1, kernel: Kernel) -> None:
+    top = (1 << 20) - 1
+    with space.alloc(600 << 10, max_iova=top) as buffer:
+        assert buffer.iova + buffer.size - 1 <= top
+        assert list(kernel.mappings.values()) == [600 << 10]
+    assert kernel.mappings == {}
 
 
 def test_zeros_are_zeros() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import os
 import resource
+import signal
 import subprocess
 import sys
 import weakref
@@ -15,7 +17,10 @@ from typing import Any
 import pytest
 
 from pyvfio import errors
+from pyvfio._sys import calls
+from pyvfio._sys.memory import pin
 from pyvfio.abi import vfio
+from pyvfio.abi.ioctl import Request
 from pyvfio.iommu import Container, Group, IovaRange, Type1
 from pyvfio.pci import paths
 
@@ -136,7 +141,8 @@ def test_when_the_last_device_leaves_everything_is_unmapped(
         space.close_device(file)
         assert kernel.count("VFIO_IOMMU_UNMAP_DMA") == 2  # not left to the kernel
         assert mapping.closed
-        view[0] = 1
+        with pytest.raises(ValueError, match="released"):
+            view[0] = 1
         buffer.close()
         with pytest.raises(errors.StateError, match="open a device"):
             space.alloc(4096)
@@ -767,6 +773,7 @@ def test_in_a_forked_child_the_space_is_closed_and_the_parent_untouched(
 _OPENED = """
 import sys
 from pyvfio._sys import calls
+from pyvfio._sys.memory import pin
 from tests.iommu.standin import Kernel
 kernel = Kernel()
 calls.open, calls.close, calls.ioctl = kernel.open, kernel.close, kernel.ioctl
@@ -793,3 +800,183 @@ def test_another_host_does_not_wait_for_what_is_powers() -> None:
     assert "pyvfio.iommu.type1" in loaded
     assert not loaded & {f"pyvfio.iommu.{name}" for name in ("spapr", "registered", "locked")}
     assert asked == "True"
+
+
+# Interrupted calls.
+
+
+def interrupt(
+    kernel: Kernel, patch: pytest.MonkeyPatch, request: str, how: Callable[[], None]
+) -> None:
+    """Let the next request be interrupted, after the kernel has done it."""
+    real = kernel.ioctl
+
+    def ioctl(fd: int, asked: Request, arg: Any) -> int:
+        result = real(fd, asked, arg)
+        if asked.name == request:
+            patch.setattr(calls, "ioctl", real)
+            how()
+        return result
+
+    patch.setattr(calls, "ioctl", ioctl)
+
+
+def press() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def throw() -> None:
+    raise KeyboardInterrupt
+
+
+HOW = pytest.mark.parametrize("how", [press, throw])
+
+
+@HOW
+@pytest.mark.parametrize("what", ["map", "alloc", "large"])
+def test_interrupted_map_leaves_the_space_usable(
+    space: Type1,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[[], None],
+    what: str,
+) -> None:
+    area = memory(4)
+    make: Callable[[], Any] = {
+        "map": lambda: space.map(area, iova=1 << 32),
+        "alloc": lambda: space.alloc(4096),
+        "large": lambda: space.alloc(4 << 20),
+    }[what]
+    interrupt(kernel, monkeypatch, "VFIO_IOMMU_MAP_DMA", how)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    if what != "alloc":  # of which an arena may stay
+        assert kernel.mappings == {}
+        assert space._iovas.unused
+    assert space.iova_of(area) is None
+    with make() as made:
+        assert made.iova in kernel.mappings
+    space._pool.trim(keep=0)
+    assert kernel.mappings == {}
+
+
+@HOW
+def test_interrupted_unmap_can_be_done_again(
+    space: Type1, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]
+) -> None:
+    mapping = space.map(memory(), iova=1 << 32)
+    interrupt(kernel, monkeypatch, "VFIO_IOMMU_UNMAP_DMA", how)
+    with pytest.raises(KeyboardInterrupt):
+        mapping.close()
+    assert kernel.mappings == {}
+    mapping.close()
+    assert mapping.closed
+    space.map(memory(), iova=1 << 32).close()
+
+
+@HOW
+@pytest.mark.parametrize(
+    "request_",
+    ["VFIO_GROUP_SET_CONTAINER", "VFIO_SET_IOMMU", "VFIO_IOMMU_GET_INFO"],
+)
+def test_interrupted_opening_leaves_the_space_usable(
+    kernel: Kernel,
+    function: Functions,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[[], None],
+    request_: str,
+) -> None:
+    with Type1() as space:
+        interrupt(kernel, monkeypatch, request_, how)
+        with pytest.raises(KeyboardInterrupt):
+            space.open_device(function(1))
+        assert space.groups == ()
+        assert len(kernel.files) == 1
+        space.open_device(function(1))
+        space.alloc(4096)
+    assert kernel.files == {}
+
+
+def test_refused_undoing_of_a_map_is_tried_again(
+    space: Type1, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        kernel.fail["VFIO_IOMMU_UNMAP_DMA"] = errno.EIO
+        press()
+
+    interrupt(kernel, monkeypatch, "VFIO_IOMMU_MAP_DMA", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        space.map(memory(), iova=1 << 32)
+    kernel.fail.clear()
+    with pytest.raises(errors.NoSpace):
+        space.map(memory(), iova=1 << 32)
+    space.close()
+    assert kernel.count("VFIO_IOMMU_UNMAP_DMA") == 2
+    assert kernel.files == {}
+
+
+# Views.
+
+
+@pytest.mark.parametrize("size", [100, 4096, 4 << 20])
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed buffer"])
+def test_views_of_buffers_end_with_the_space(space: Type1, size: int, closed: bool) -> None:
+    buffer = space.alloc(size)
+    views = [buffer.view, buffer.view[8:16], buffer.view[:8].cast("I")]
+    if closed:
+        buffer.close()
+    assert views[1][0] == 0, "they stay until then"
+    space.close()
+    for view in views:
+        with pytest.raises(ValueError, match="released"):
+            view[0]
+    buffer.close()
+
+
+def test_array_over_a_buffer_outlives_the_space(space: Type1) -> None:
+    numpy = pytest.importorskip("numpy")
+    arrays = [numpy.frombuffer(space.alloc(size).view, "u1") for size in (4096, 4 << 20)]
+    for array in arrays:
+        array[:] = 7
+    space.close()
+    gc.collect()
+    for array in arrays:
+        assert (array == 7).all()
+
+
+def test_view_that_is_pinned_stays(space: Type1) -> None:
+    buffer = space.alloc(4096)
+    view = buffer.view
+    pinned = pin(view)
+    space.close()
+    view[0] = 1
+    assert view[0] == 1
+    assert pinned is not None
+    buffer.close()
+
+
+def test_views_of_other_memory_stay(space: Type1) -> None:
+    other, area = memoryview(bytearray(8)), memory()
+    view = memoryview(area)
+    space.map(area)
+    space.alloc(4096)
+    space.close()
+    assert other[0] == view[0] == 0
+
+
+def test_read_only_mapping_is_of_pages_of_its_own(
+    space: Type1, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older kernels map the shared page of zeros, and the device never sees what is written."""
+    present: list[int] = []
+
+    def look(container: object, arg: Any) -> None:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            found = os.pread(pagemap.fileno(), arg.size // PAGE * 8, arg.vaddr // PAGE * 8)
+        present.extend(entry >> 63 for entry in memoryview(found).cast("Q"))
+
+    area = mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "vfio_iommu_map_dma", look)
+        space.map(area, writable=False)
+    assert present == [1] * 4

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
-from pyvfio._sys import EventFd, calls
+from pyvfio._sys import EventFd, File, calls
 from pyvfio.abi import kvm as kvm_abi
 from pyvfio.abi import vfio
+from pyvfio.abi.ioctl import Request
 from pyvfio.device import Irq
 from pyvfio.irqroute import Event, Trace
 from pyvfio.irqroute.model import ModelledVm, modelled_msix
@@ -188,3 +189,22 @@ def test_errno_names_are_the_kernels() -> None:
     event = decode(kvm_abi.KVM_IRQFD, bytes(kvm_abi.kvm_irqfd()), OSError(errno.EBUSY, ""), {})
     assert event is not None
     assert event.error == "EBUSY"
+
+
+@pytest.mark.parametrize(
+    "request_", [vfio.VFIO_DEVICE_SET_IRQS, kvm_abi.KVM_IRQFD, kvm_abi.KVM_SET_GSI_ROUTING]
+)
+@given(argument=st.binary(max_size=80) | st.integers(0, 2**64 - 1))
+def test_argument_of_any_length_is_taken_down(request_: Request, argument: bytes | int) -> None:
+    event = decode(request_, argument, 0, {})
+    assert event is not None
+    assert event.ioctl == request_.name
+
+
+def test_caller_has_the_result_whatever_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "ioctl", lambda *_: 7)
+    with File(os.memfd_create("a"), "a") as file, Trace().watching(file) as trace:
+        assert file.ioctl(kvm_abi.KVM_IRQFD, bytearray(b"short")) == 7
+        (event,) = trace.take()
+    assert event.text == "KVM_IRQFD(cut off)"
+    assert event.arguments == {"bytes": b"short".hex()}

@@ -5,6 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -109,6 +115,136 @@ def test_a_forgotten_file_is_closed_with_a_warning() -> None:
         del file
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_forgotten_file_is_closed_where_warnings_are_errors() -> None:
+    file = File(os.memfd_create("a"), "a")
+    fd = file.fileno()
+    unraisable: list[object] = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(sys, "unraisablehook", unraisable.append)
+        del file
+    assert len(unraisable) == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def interrupted(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the next ioctls end with EINTR; what was called is in the list."""
+    made: list[int] = []
+
+    def ioctl(fd: int, request: int, argument: object) -> int:
+        made.append(fd)
+        if len(made) <= times:
+            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+        return 7
+
+    monkeypatch.setattr(calls, "ioctl", ioctl)
+    return made
+
+
+def test_interrupted_ioctl_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = interrupted(3, monkeypatch)
+    told: list[object] = []
+    with File(os.memfd_create("a"), "a") as file:
+        file.watcher = lambda request, argument, outcome: told.append(outcome)
+        assert file.ioctl(vfio.VFIO_GET_API_VERSION) == 7
+    assert len(made) == 4
+    assert told == [7]
+
+
+def test_ioctl_that_never_gets_through_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = interrupted(1 << 30, monkeypatch)
+    with File(os.memfd_create("a"), "a") as file:
+        with pytest.raises(errors.KernelError) as caught:
+            file.ioctl(vfio.VFIO_GET_API_VERSION)
+        assert caught.value.errno == errno.EINTR
+        assert len(made) == 1000
+        with pytest.raises(errors.KernelError):
+            file.ioctl(vfio.VFIO_GET_API_VERSION, retry=False)
+        assert len(made) == 1001
+
+
+@pytest.mark.parametrize("call", ["ioctl", "pread", "pwrite"])
+def test_descriptor_in_use_outlives_close(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the call could reach whatever file gets the same number."""
+    file = File(os.memfd_create("mine"), "mine")
+    fd = file.fileno()
+    seen: list[str] = []
+
+    def work(*arguments: object) -> object:
+        closer = threading.Thread(target=file.close)
+        closer.start()
+        closer.join()
+        assert file.closed
+        other = os.memfd_create("other")
+        seen.append(os.readlink(f"/proc/self/fd/{fd}"))
+        os.close(other)
+        return {"ioctl": 0, "pread": b"1", "pwrite": 1}[call]
+
+    uses: dict[str, Callable[[], object]] = {
+        "ioctl": lambda: file.ioctl(vfio.VFIO_GET_API_VERSION),
+        "pread": lambda: file.pread(1, 0),
+        "pwrite": lambda: file.pwrite(b"1", 0),
+    }
+    monkeypatch.setattr(calls, call, work)
+    uses[call]()
+    assert seen == ["/memfd:mine (deleted)"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_close_that_reports_an_error_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(fd: int) -> None:
+        os.close(fd)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(calls, "close", close)
+    before = os.listdir("/proc/self/fd")
+    file = File(os.memfd_create("a"), "a")
+    number = errno.EIO
+    with pytest.raises(errors.KernelError, match=r"close on a: .*EIO"):
+        file.close()
+    assert file.closed
+    file = File(os.memfd_create("a"), "a")
+    number = errno.EINTR  # which Linux means for a file that is closed
+    file.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("make", "call"), [(lambda: File.open("/dev/null"), "open"), (EventFd, "eventfd")]
+)
+def test_signal_during_the_call_loses_no_descriptor(
+    make: Callable[[], File], call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(calls, call)
+
+    def interrupted(*arguments: object) -> int:
+        fd: int = real(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return fd
+
+    monkeypatch.setattr(calls, call, interrupted)
+    before = os.listdir("/proc/self/fd")
+    with suppress(KeyboardInterrupt):
+        make().close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_event_that_does_not_fit_the_counter_is_refused() -> None:
+    most = (1 << 64) - 2
+    with EventFd("counter") as event:
+        event.signal(most)
+        with pytest.raises(errors.KernelError, match=r"counter.*take\(\) some first") as caught:
+            event.signal()
+        assert caught.value.errno == errno.EAGAIN
+        assert event.take() == most
+        for count in (-1, most + 1, most + 2):
+            with pytest.raises(errors.RangeError, match=str(count)):
+                event.signal(count)
+        assert event.take() == 0
 
 
 def test_an_eventfd_counts_until_somebody_looks() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pyvfio import errors
+from pyvfio._sys.memory import pin
 from pyvfio.drivers.nvme import spec, status
 from pyvfio.drivers.nvme.operation import Operation
 from pyvfio.iommu import DmaBuffer, fence
@@ -129,6 +130,10 @@ class Queue:
         self._entries = self._submissions.view
         self._words = self._completions.view.cast("I")
         self._end = len(self._words)
+        # Where the device is closed first, its registers and vectors say so: the rings can still be
+        # looked at until then.
+        rings = self._entries, self._completions.view, self._words, self._lists.view
+        self._pins = [pin(view) for view in rings]
         self._backlog: deque[Work] = deque()
         # Set when an exception out of a signal handler, as Ctrl-C's, cut this short anywhere: what
         # the rings and the tables say may be half done, and only a reset makes it whole.
@@ -516,6 +521,7 @@ class Queue:
 
     def close(self) -> None:
         """Give its memory back. The controller is done with it."""
+        self._pins.clear()
         for buffer in (self._submissions, self._completions, self._lists):
             buffer.close()
 

@@ -1,0 +1,1 @@
+"""Stand-ins of the kernel that tests of several packages use."""
