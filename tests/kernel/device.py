@@ -18,6 +18,7 @@ import pytest
 
 from pyvfio._sys import calls
 from pyvfio.abi import pci_regs, vfio
+from pyvfio.device import device as device_module
 from pyvfio.iommu import container_space
 from pyvfio.pci import Address, Function
 from tests.iommu.standin import Kernel, _Device, _Group
@@ -143,7 +144,8 @@ def stand_in(patch: pytest.MonkeyPatch) -> DeviceKernel:
     kernel = DeviceKernel()
     for name in ("open", "close", "ioctl"):
         patch.setattr(calls, name, getattr(kernel, name))
-    patch.setattr(container_space, "check_openable", lambda function: SimpleNamespace(id=1))
+    for module in (device_module, container_space):
+        patch.setattr(module, "check_openable", lambda function: SimpleNamespace(id=1))
     return kernel
 
 
