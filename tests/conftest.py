@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.left import set_right
 
 # Emulated and shared machines are slow at times: how long an example takes says nothing.
 settings.register_profile("pyvfio", deadline=None)
@@ -15,6 +18,13 @@ settings.load_profile("pyvfio")
 
 # A run in the background of a script has Ctrl-C ignored, and tests of Ctrl-C would wait for it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_held() -> Iterator[None]:
+    """The test that leaves a lock held fails, rather than a later one that would wait for it."""
+    yield
+    assert set_right() == []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,6 +62,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"a boot of {host} failed, and it was booted once more")
     for crash in properties["crash"]:
         terminalreporter.line(f"QEMU crashed, and the command was run once more: {crash}")
+    if points := properties["points"]:
+        kinds: Counter[str] = Counter()
+        for found in points:
+            kinds.update(found)
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        terminalreporter.line(f"campaigns of Ctrl-C: {kinds.total():,} points ({listed})")
     if cells := properties["cell"]:
         terminalreporter.section("hosts, kernels, QEMUs")
         for line in sorted(cells):

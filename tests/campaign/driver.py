@@ -12,23 +12,22 @@ import gc
 import os
 import random
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
 
-import pyvfio
 from pyvfio import errors
-from pyvfio._sys import calls, memory, signals
+from pyvfio._sys import calls, memory
+from tests.left import set_right
 
-_HERE = str(Path(pyvfio.__file__).parent)
+from .steps import Step, Steps, in_finalizer, is_ours
+
 _OURS = ("memfd:vfio-device", "kvm-vcpu", "pyvfio-", "/dev/zero")  # in /proc/self/maps
 
 # What each call of pyvfio._sys.calls can fail with.
@@ -102,19 +101,6 @@ class Operation:
     locks: Callable[[Any], list[Any]] = lambda world: []
 
 
-@dataclass
-class Tally:
-    """How many points were tried, and what was left after which."""
-
-    points: Counter[str] = field(default_factory=Counter)
-    leaks: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.points.items()))
-        total = sum(self.points.values())
-        return f"campaign: {total:,} points ({kinds}), {len(self.leaks)} leaks"
-
-
 class Held(NamedTuple):
     """What this process holds that an operation may have left."""
 
@@ -154,41 +140,43 @@ class Campaign:
     """Tries the points of operations.
 
     Args:
-        tally: counts them.
-        every: try all points. Otherwise a sample of them: each line and each function once,
-            however often the operation comes there, and at most `most` failures of calls.
+        every: try all points. Otherwise a sample of them: each step once, however often the
+            operation comes there, and at most `most` failures of calls.
         seed: of the sample.
+
+    Attributes:
+        points: how many were tried, by kind.
     """
 
-    def __init__(self, tally: Tally, *, every: bool = False, most: int = 40, seed: int = 1) -> None:
-        self.tally = tally
+    def __init__(self, *, every: bool = False, most: int = 40, seed: int = 1) -> None:
+        self.points: Counter[str] = Counter()
+        self._leaks: list[str] = []
         self._every = every
         self._most = most
         self._random = random.Random(seed)
 
     def run(self, operation: Operation) -> list[str]:
         """Try the points of an operation; returns what was left, one text for each point."""
-        known = len(self.tally.leaks)
+        self._leaks.clear()
         gc.collect()
         gc.freeze()  # so that looking for views takes no time
         self._before = Held.now()
         try:
-            self._try(operation, "lines", _Lines)
-            self._try(operation, "returns", _Returns)
+            self._try(operation, "steps", _Press)
             for how in ("before", "after"):
-                self._try(operation, f"signals {how} calls", partial(_Press, when=how))
+                self._try(operation, f"signals {how} calls", partial(_PressAtCall, when=how))
                 self._try(operation, f"throws {how} calls", partial(_Throw, when=how))
             self._try_errnos(operation)
         finally:
             gc.unfreeze()
-        return self.tally.leaks[known:]
+        return self._leaks
 
     def _try(self, operation: Operation, kind: str, make: Callable[[int], _Fault]) -> None:
         counting = make(-1)
         self._point(operation, counting, kind)
         points: dict[str, list[int]] = {}
         for at, place in enumerate(counting.places):
-            points.setdefault(place if isinstance(counting, _Lines) else str(at), []).append(at)
+            points.setdefault(place if isinstance(counting, _Press) else str(at), []).append(at)
         for found in points.values():
             for at in found if self._every else [self._random.choice(found)]:
                 self._point(operation, make(at), kind)
@@ -223,14 +211,15 @@ class Campaign:
             kept.clear()
             after = Held.now()
         if fault.struck is not None:
-            self.tally.points[kind] += 1
+            self.points[kind] += 1
         if problem is None and after != before:
             problem = f"left: {_difference(before, after)}"
-        if signals._deferral.active:
-            problem = "signals stay deferred"
+        if held := set_right():
+            problem = "; ".join(held)
         if problem is not None:
             where = fault.struck or "no fault"
-            self.tally.leaks.append(f"{operation.name}: {kind}, {where}: {problem}")
+            self._leaks.append(f"{operation.name}: {kind}, {where}: {problem}")
+            self._before = after  # what was left by this point is not told again of the next
 
     def _strike(
         self, operation: Operation, world: Any, fault: _Fault, kept: list[BaseException]
@@ -283,46 +272,29 @@ class _Fault:
         return len(self.places) - 1 == self.at
 
 
-class _Lines(_Fault):
-    """Ctrl-C at a line of pyvfio."""
+class _Press(_Fault):
+    """Ctrl-C at a step of pyvfio's code."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(at)
+        self._steps = Steps(self._reach_step)
 
     def __enter__(self) -> None:
-        sys.settrace(self._call)
+        self._steps.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        self._steps.stop()
 
-    def _call(self, frame: FrameType, event: str, argument: object) -> Any:
-        return self._step if frame.f_code.co_filename.startswith(_HERE) else None
-
-    def _step(self, frame: FrameType, event: str, argument: object) -> Any:
-        if self.is_place(frame, event):
-            name = frame.f_code.co_filename.removeprefix(f"{_HERE}/")
-            place = f"{name}:{frame.f_lineno}"
-            if self.reach(place) and not _in_finalizer(frame):
-                self.struck = place
-                sys.settrace(None)
-                signal.raise_signal(signal.SIGINT)
-        return self._step
-
-    def is_place(self, frame: FrameType, event: str) -> bool:
-        """Whether a signal may come here."""
-        return event == "line"
-
-
-class _Returns(_Lines):
-    """Ctrl-C as a function of pyvfio returns to another one.
-
-    Python looks for signals there when the call is made in C, and up to 3.10 after every call.
-    """
-
-    def is_place(self, frame: FrameType, event: str) -> bool:
-        caller = frame.f_back
+    def _reach_step(self, step: Step, frame: FrameType) -> None:
         # After the last section there is nobody left to undo anything, as after the operation.
-        if frame.f_code.co_name == "__exit__" and caller is not None:
-            caller = caller.f_back
-        ours = caller is not None and caller.f_code.co_filename.startswith(_HERE)
-        return ours and event == "return"
+        if step.what == "return" and step.callee == "__exit__":
+            caller = frame.f_back
+            if caller is None or not is_ours(caller.f_back):
+                return
+        if self.reach(str(step)) and not in_finalizer(frame):
+            self.struck = str(step)
+            self._steps.stop()
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Calls(_Fault):
@@ -357,7 +329,7 @@ class _Calls(_Fault):
         raise NotImplementedError
 
 
-class _Press(_Calls):
+class _PressAtCall(_Calls):
     """Ctrl-C before or after a system call."""
 
     def __init__(self, at: int, when: str) -> None:
@@ -377,7 +349,7 @@ class _Press(_Calls):
         signal.raise_signal(signal.SIGINT)
 
 
-class _Throw(_Press):
+class _Throw(_PressAtCall):
     """An exception that comes out of the call itself, which no deferring keeps back."""
 
     def is_place(self, name: str, request: str) -> bool:
@@ -402,15 +374,6 @@ class _Fail(_Calls):
         if name == "close":  # Linux has closed it all the same
             call()
         raise OSError(self._number, os.strerror(self._number))
-
-
-def _in_finalizer(frame: FrameType | None) -> bool:
-    """Whether Python would drop what is raised here."""
-    while frame is not None:
-        if frame.f_code.co_name in ("__del__", "unmap", "_let_go"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _close(made: Any) -> None:

@@ -1,19 +1,18 @@
-"""Ctrl-C at each line of bind(), unbind() and bound(): nothing is left half done."""
+"""Ctrl-C at each step of bind(), unbind() and bound(): nothing is left half done."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from itertools import pairwise
 from types import FrameType
-from typing import Any
 
 import pytest
 
-import pyvfio
+from pyvfio._sys import signals
 from pyvfio.pci import Function, bind, bound, paths, unbind
+from tests.campaign.steps import Step, Steps, in_finalizer
 
 from .driver_core import DriverCore
 from .tree import Tree
@@ -22,52 +21,52 @@ from .tree import Tree
 pytestmark = pytest.mark.xdist_group("users of this machine")
 
 ADDRESS = "0000:01:00.0"
-PACKAGE = str(Path(pyvfio.__file__).parent)
 # What changes something or holds something open; the rest only looks.
-FILES = tuple(
-    f"{PACKAGE}/{name}.py"
-    for name in (
-        *("pci/binding", "pci/record", "pci/events", "pci/modules", "pci/usage/disks"),
-        *("_sys/signals", "_sys/sysfs", "_sys/file", "_sys/closing"),
-    )
+FILES = (
+    *("pci/binding.py", "pci/record.py", "pci/events.py", "pci/modules.py", "pci/usage/disks.py"),
+    *("_sys/signals.py", "_sys/sysfs.py", "_sys/file.py", "_sys/closing.py"),
 )
 
-Line = tuple[str, int, int]  # file, line, and how often it was passed before, up to twice
+Point = tuple[Step, int]  # and how often it was passed before, up to once
 
 
-class Lines:
-    """Counts the lines of pyvfio that are run, and strikes at one of them.
+class Interruption:
+    """Passes the steps of an action, and strikes at one of them.
 
     Attributes:
-        passed: the lines that were run, in order.
+        passed: those that it came to, in order.
     """
 
-    def __init__(self, at: Line | None, strike: Callable[[], None]) -> None:
-        self.passed: list[Line] = []
+    def __init__(self, at: Point | None, strike: Callable[[], None]) -> None:
+        self.passed: list[Point] = []
         self._at = at
         self._strike = strike
-        self._counts: dict[tuple[str, int], int] = {}
+        self._counts: dict[Step, int] = {}
+        self._steps = Steps(self._reach, FILES)
 
     def run(self, action: Callable[[], object]) -> None:
         """Run the action."""
-        sys.settrace(self._trace)
-        try:
+        with self._steps:
             action()
-        finally:
-            sys.settrace(None)
 
-    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        # What strikes in a finalizer is dropped by Python.
-        if frame.f_code.co_filename not in FILES or frame.f_code.co_name == "__del__":
-            return None
-        if event == "line":
-            place = (frame.f_code.co_filename[len(PACKAGE) :], frame.f_lineno)
-            count = self._counts[place] = self._counts.get(place, -1) + 1
-            if count < 2:
-                self.passed.append((*place, count))
-                if self._at == self.passed[-1]:
-                    self._strike()
-        return self._trace
+    @property
+    def distinct(self) -> list[Point]:
+        """Those at which something differs: from a return to a call in its line nothing is done."""
+        return [
+            point
+            for point, (after, _) in pairwise([*self.passed, (Step("", 0, "end"), 0)])
+            if not point[0].what.startswith("return")
+            or (*point[0][:2], "begin") != (after.file, after.line, after.what)
+        ]
+
+    def _reach(self, step: Step, frame: FrameType) -> None:
+        count = self._counts.get(step, 0)
+        self._counts[step] = count + 1
+        if count < 2 and not in_finalizer(frame):
+            self.passed.append((step, count))
+            if self._at == self.passed[-1]:
+                self._steps.stop()
+                self._strike()
 
 
 def by_signal() -> None:
@@ -76,8 +75,16 @@ def by_signal() -> None:
 
 
 def by_exception() -> None:
-    """What a debugger or another thread may raise, which nothing can hold back."""
+    """What another thread may raise, which nothing can hold back."""
     raise KeyboardInterrupt
+
+
+def may_raise(step: Step) -> bool:
+    """Whether an exception that no signal raised is withstood at a step.
+
+    What puts the signals' handlers back is not made for these.
+    """
+    return step.file != "_sys/signals.py" and step.callee_file != signals.__file__
 
 
 def take(function: Function) -> None:
@@ -118,8 +125,11 @@ def record() -> str:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("action", [take, give_back, hold])
 @pytest.mark.parametrize("strike", [by_signal, by_exception])
-def test_ctrl_c_at_each_line_leaves_nothing_half_done(
-    function: Function, strike: Callable[[], None], action: Callable[[Function], None]
+def test_ctrl_c_at_each_step_leaves_nothing_half_done(
+    function: Function,
+    strike: Callable[[], None],
+    action: Callable[[Function], None],
+    record_property: Callable[[str, object], None],
 ) -> None:
     def prepare() -> None:
         if is_bound(function):
@@ -130,24 +140,24 @@ def test_ctrl_c_at_each_line_leaves_nothing_half_done(
     prepare()
     action(function)  # imports what it needs
     prepare()
-    whole = Lines(None, strike)
+    whole = Interruption(None, strike)
     whole.run(lambda: action(function))
-    # What puts the signals' handlers back is not made for exceptions that no signal raised.
-    lines = [
-        line
-        for line in whole.passed
-        if strike is by_signal or not line[0].endswith("/_sys/signals.py")
-    ]
-    assert len(lines) > 100
-    for line in lines:
+    points = whole.distinct
+    if strike is by_exception:
+        points = [(step, count) for step, count in points if not count and may_raise(step)]
+    if points[-1][0].what == "return":
+        points.pop()  # to bind() itself: nobody is left to give the function back, as after it
+    assert len(points) > 100
+    record_property("points", {"steps of binding": len(points)})
+    for point in points:
         prepare()
         with pytest.raises(KeyboardInterrupt) as caught:
-            Lines(line, strike).run(lambda: action(function))
+            Interruption(point, strike).run(lambda: action(function))
         # The traceback is kept here, as by an interactive Python: the lock must be free all the
         # same, and what bound() has taken must be given back.
         left = is_bound(function)
         if action is not give_back:
-            assert not left, line
-        assert unbind(ADDRESS, timeout=0) is left, line
+            assert not left, point
+        assert unbind(ADDRESS, timeout=0) is left, point
         assert not is_bound(function)
         del caught
