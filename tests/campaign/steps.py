@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,11 @@ from typing import Any, NamedTuple
 import pyvfio
 
 _PACKAGE = f"{Path(pyvfio.__file__).parent}/"
+
+
+# Up to 3.10 what is raised here as a generator goes on passes by its finally clauses, which what a
+# signal's handler raises does not.
+_RESUMED_IS_LEFT = sys.version_info < (3, 11)
 
 
 class Step(NamedTuple):
@@ -58,8 +64,12 @@ class Steps:
     ) -> None:
         self._reach = reach
         self._file = _finder(files)
+        self._collects = False
 
     def __enter__(self) -> None:
+        # The collector comes at another step each time, and Python drops what its callbacks raise.
+        self._collects = gc.isenabled()
+        gc.disable()
         sys.settrace(self._call)
         sys.setprofile(self._profile)
 
@@ -70,6 +80,8 @@ class Steps:
         """Tell of no more steps."""
         sys.setprofile(None)
         sys.settrace(None)
+        if self._collects:
+            gc.enable()
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_return":
@@ -83,6 +95,8 @@ class Steps:
                     Step(file, caller.f_lineno, "return", code.co_name, code.co_filename), frame
                 )
         elif event == "call":
+            if _RESUMED_IS_LEFT and frame.f_lasti >= 0:
+                return
             caller, code = frame.f_back, frame.f_code
             if caller is not None and (file := self._file(caller.f_code.co_filename)):
                 self._reach(
