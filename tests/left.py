@@ -1,4 +1,4 @@
-"""What a test may have left behind that later ones would wait for."""
+"""Locks and deferred signals that a test may leave behind, for which later ones would wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TIMEOUT = 10.0  # seconds; other threads hold the lock for a moment only
 
 
 def set_right() -> list[str]:
-    """Make usable again what all files of this process share; returns what was not, in words."""
+    """Free what all files of this process share; returns in words what was held."""
     found = []
     if files.lock._is_owned():  # type: ignore[attr-defined]
         found.append("the lock of pyvfio._sys.file is held by the thread of the tests")

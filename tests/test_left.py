@@ -1,4 +1,4 @@
-"""A test that leaves something held is told of it, and later ones do not wait."""
+"""What a test leaves held is found and freed, so that later tests do not wait for it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Requests for which the kernel needs its lock of a device.
 
-It does not wait for the lock, since who holds it may be waiting for this process: a host that takes
-a device away holds it until the device is closed. It answers EAGAIN instead.
+The kernel answers EAGAIN instead of waiting for the lock, since its holder may be waiting for this
+process: a host that takes a device away holds the lock until the device is closed.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class File(Closing):
     """A file descriptor and the one right to close it.
 
     Threads may share it. Where one thread closes it while others make calls on it, the last of
-    these closes the descriptor: its number cannot become another file's before. That is not so for
-    who takes the number by :meth:`fileno`.
+    these closes the descriptor: its number cannot become another file's before. A call made
+    elsewhere, on the number that :meth:`fileno` gave, does not keep it.
 
     After a fork the child's copy is closed at once, so that a child never keeps a device open; what
     was built on it raises :class:`~pyvfio.errors.Closed` there.
@@ -204,7 +204,7 @@ class File(Closing):
             KernelError: the kernel reported an error; the descriptor is gone all the same.
         """
         with deferred_signals():
-            # Closed first: whoever begins a call from now on finds that.
+            # Closed first: a call that begins from now on finds that.
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 self._release(fd)

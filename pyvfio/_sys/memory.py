@@ -139,7 +139,7 @@ def _device_memory_kind(length: int) -> Any:
 
 
 def withdraw(owners: Iterable[weakref.ref[Any]]) -> None:
-    """End the views of device memory, so that whoever still holds one keeps no device.
+    """End the views of device memory, so that one that is still held keeps no device.
 
     What :func:`release_views` cannot end keeps its addresses, and other memory takes the place of
     the device's there (:meth:`DeviceMemory.replace`).

@@ -122,7 +122,7 @@ class Region:
             areas: the parts that can be mapped.
             refuse: raises if the region must not be touched now.
             kind: (type, subtype) of a device-specific region.
-            lock: held by whoever changes what `refuse` looks at; None for one of its own.
+            lock: held over each change of what `refuse` looks at; None for one of its own.
         """
         self._file = file
         self._lock = threading.RLock() if lock is None else lock
@@ -138,7 +138,7 @@ class Region:
         self.kind = kind
         # The views of each area that has been mapped.
         self._mapped: dict[Area, memoryview] = {}
-        # What all views of these mappings hold, whoever has them.
+        # What all views of these mappings hold.
         self._given: list[weakref.ref[object]] = []
         # Registers that were accessed, by width and offset: each a view of its one item. Being
         # here, an offset has passed all checks.

@@ -156,7 +156,7 @@ class Campaign:
         self._random = random.Random(seed)
 
     def run(self, operation: Operation) -> list[str]:
-        """Try the points of an operation; returns what was left, one text for each point."""
+        """Try the points of an operation; returns what they left, one text for each point."""
         self._leaks.clear()
         gc.collect()
         gc.freeze()  # so that looking for views takes no time
@@ -197,7 +197,7 @@ class Campaign:
     def _point(self, operation: Operation, fault: _Fault, kind: str) -> None:
         before = self._before
         problem = None
-        kept: list[BaseException] = []  # somebody keeps what was raised, with all its frames
+        kept: list[BaseException] = []  # as a debugger keeps an exception, with all its frames
         try:
             with operation.world() as world:
                 problem = self._strike(operation, world, fault, kept)
@@ -207,7 +207,7 @@ class Campaign:
         after = Held.now()
         if device := after.device - before.device:
             problem = problem or f"a traceback keeps {list(device.elements())}"
-        if after != before:  # memory that is nobody's but the process's may go with the traceback
+        if after != before:  # memory without a device may go with the traceback
             kept.clear()
             after = Held.now()
         if fault.struck is not None:
@@ -219,7 +219,7 @@ class Campaign:
         if problem is not None:
             where = fault.struck or "no fault"
             self._leaks.append(f"{operation.name}: {kind}, {where}: {problem}")
-            self._before = after  # what was left by this point is not told again of the next
+            self._before = after  # the next points are not blamed for it
 
     def _strike(
         self, operation: Operation, world: Any, fault: _Fault, kept: list[BaseException]

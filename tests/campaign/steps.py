@@ -51,12 +51,11 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """Tells of each step of this thread while the context lasts.
+    """Follows this thread while the context lasts, and calls a function at each step.
 
     Args:
-        reach: called at each step with it and the innermost frame; what this raises is raised at
-            the step.
-        files: whose steps are told, relative to the package; None for all of pyvfio.
+        reach: called with each step and the innermost frame; what it raises is raised at the step.
+        files: whose steps count, relative to the package; None for all of pyvfio.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Steps:
         self.stop()
 
     def stop(self) -> None:
-        """Tell of no more steps."""
+        """Follow it no more."""
         sys.setprofile(None)
         sys.settrace(None)
         if self._collects:
