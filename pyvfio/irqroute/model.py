@@ -37,7 +37,7 @@ class _ModelFile(File):
         self._held: dict[int, object] = {}
         super().__init__(os.dup(self._epoll.fileno()), path)
 
-    def ioctl(self, request: Request, arg: Any = 0, *, retry: bool = True) -> int:
+    def ioctl(self, request: Request, arg: Any = 0, retry: bool = True) -> int:
         self.fileno()  # refuses when closed
         number = self._answer(request, arg)
         outcome = OSError(number, os.strerror(number)) if number else 0
