@@ -468,6 +468,13 @@ def test_what_a_command_leaves_running_ends_with_it(hosts: Hosts) -> None:
 
 @pytest.mark.bench
 @pytest.mark.xdist_group("x86")
+def test_ctrl_c_ends_a_command(hosts: Hosts) -> None:
+    done = hosts.run("x86", "kill -INT $$; echo it was ignored", status=128 + signal.SIGINT)
+    assert done.stdout == ""
+
+
+@pytest.mark.bench
+@pytest.mark.xdist_group("x86")
 def test_change_outside_is_seen_by_the_next_command(hosts: Hosts) -> None:
     file = CHECKOUT / f".reports-{os.getpid()}"
     try:
