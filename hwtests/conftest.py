@@ -7,6 +7,7 @@ Without --device everything is skipped.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,6 +26,9 @@ from pyvfio.pci.group import is_vfio
 from pyvfio.pci.usage import vfio_holders
 
 HERE = Path(__file__).parent
+
+# A run in the background of a script has Ctrl-C ignored, and tests of Ctrl-C would wait for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is about the host and its drivers is asked for by its own path.
 collect_ignore = ["host"]

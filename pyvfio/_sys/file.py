@@ -318,7 +318,10 @@ class DeviceFile(File):
             meaning = "no reset of a slot or bus reaches this device alone: it is on a root bus"
             return errors.KernelError(error.errno, call, self.path, meaning)
         if error.errno == errno.ENODEV:
-            return errors.DeviceGone(error.errno, call, self.path, "the device was removed")
+            meaning = "the device was removed"
+            if call in ("pread", "pwrite"):
+                meaning += ", or (POWER) its PE is being reset"
+            return errors.DeviceGone(error.errno, call, self.path, meaning)
         return super().refused(error, call)
 
 

@@ -22,7 +22,7 @@ from pyvfio.iommu import AddressSpace, open_space
 from pyvfio.pci import Address, Function, check_openable
 from pyvfio.pci.config import Command, ConfigSpace
 
-_NOBODY = 0xFFFF  # what a vendor ID reads where nothing answers
+_NOBODY = 0xFFFF_FFFF  # what class code and revision read where nothing answers
 
 _REGION_NAMES = {
     **{vfio.VFIO_PCI_BAR0_REGION_INDEX + bar: f"BAR{bar}" for bar in range(6)},
@@ -398,7 +398,8 @@ class Device(Closing):
             )
 
     def _refuse_gone(self) -> None:
-        if self.config.vendor_id == _NOBODY:
+        # Not the vendor ID, which VFIO answers from a copy of its own.
+        if self._config_region.read32(pci_regs.PCI_CLASS_REVISION) == _NOBODY:
             raise errors.DeviceGone(
                 errno.ENODEV,
                 "pread",

@@ -217,8 +217,15 @@ class Pe:
     ) -> Iterator[None]:
         """The PE in reset for as long as the block lasts; :meth:`reset` is this with no block.
 
-        While it lasts registers read all ones, and config space cannot be read (ENODEV). Arguments
-        and errors are those of :meth:`reset`; Ctrl-C waits for the end of the block.
+        While it lasts the device answers nothing. What is read from a BAR says nothing: a PHB
+        gives all ones, QEMU's gives zeros. Registers of config space that VFIO reads from the
+        device raise :class:`~pyvfio.errors.DeviceGone` (ENODEV), as do writes. Those that it
+        answers from a copy of its own, the vendor ID, the device ID and the BARs among them, read
+        as ever (docs/config-space.md).
+
+        Arguments and errors are those of :meth:`reset`. Ctrl-C waits for the end of the block; it
+        is then raised in the place of an exception that ended the block, which is its
+        ``__context__``.
         """
         check_one_group(self._space)
         with deferred_signals():

@@ -24,9 +24,10 @@ import time
 from collections.abc import Callable
 
 from pyvfio import errors
+from pyvfio.abi import pci_regs
 from pyvfio.device import Device
 from pyvfio.eeh.pe import Pe, Reset
-from pyvfio.eeh.saved import SavedConfig, error_reporting
+from pyvfio.eeh.saved import Identity, SavedConfig, error_reporting
 from pyvfio.eeh.state import PeState
 from pyvfio.eeh.steps import Step, Steps
 
@@ -45,10 +46,11 @@ class Handlers:
     def probe(self, device: Device) -> int:
         """Read something that is never all ones as long as the device answers.
 
-        This reads the vendor ID. PowerNV's PHBs do not block config space of a frozen PE, so a
-        driver does better to read a register.
+        This reads the class code and the revision, since VFIO answers the vendor ID from a copy of
+        its own. PowerNV's PHBs do not block config space of a frozen PE, so a driver does better to
+        read a register.
         """
-        return device.config.vendor_id
+        return device.config.read(pci_regs.PCI_CLASS_REVISION, 4)
 
     def error_detected(self) -> None:
         """Stop using the device; its memory may be all ones, its DMA is blocked."""
@@ -220,9 +222,8 @@ class Recovery:
     def _verify(self) -> str:
         self.pe.check_normal()
         for device, saved in zip(self.pe.devices, self._saved, strict=True):
-            found = device.config.vendor_id, device.config.device_id
-            if found != (saved.vendor_id, saved.device_id):
-                raise errors.PeFrozen(f"{device.address} reads {found[0]:04x}:{found[1]:04x}")
+            if (found := Identity.of(device.config)) != saved.identity:
+                raise errors.PeFrozen(f"{device.address} reads {found}, and was {saved.identity}")
         return "the PE is normal, and the device is the one it was"
 
     def _declare_dead(self) -> bool:

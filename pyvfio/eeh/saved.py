@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import NamedTuple
 
 from pyvfio import errors
 from pyvfio.abi import pci_regs as pci
@@ -33,11 +34,47 @@ def error_reporting(config: ConfigSpace) -> AerCapability | None:
         return None
 
 
+class Identity(NamedTuple):
+    """What tells a device from another one, as the device itself answers it.
+
+    Not the vendor and device IDs: VFIO answers those from a copy, whatever the device does.
+
+    Attributes:
+        class_revision: class code and revision, 32 bits.
+        subsystem: subsystem vendor ID and subsystem ID, 32 bits.
+    """
+
+    class_revision: int
+    subsystem: int
+
+    @classmethod
+    def of(cls, config: ConfigSpace) -> Identity:
+        """Ask the device."""
+        return cls(
+            config.read(pci.PCI_CLASS_REVISION, 4), config.read(pci.PCI_SUBSYSTEM_VENDOR_ID, 4)
+        )
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a device: where none answers, reads give all ones."""
+        return self.class_revision != 0xFFFF_FFFF
+
+    def __str__(self) -> str:
+        vendor, device = self.subsystem & 0xFFFF, self.subsystem >> 16
+        return (
+            f"class {self.class_revision >> 8:06x} revision {self.class_revision & 0xFF:02x}, "
+            f"subsystem {vendor:04x}:{device:04x}"
+        )
+
+
 class SavedConfig:
     """What a driver sets up in config space, as the kernel's pci_save_state() has it: PCI Express
     controls, error masks, the header, and Command last.
 
     Interrupts are not among it: they are VFIO's to set up.
+
+    Attributes:
+        identity: of the device that it was saved of.
     """
 
     def __init__(self, device: Device) -> None:
@@ -48,8 +85,8 @@ class SavedConfig:
         """
         config = device.config
         self._device = device
-        self.vendor_id, self.device_id = config.vendor_id, config.device_id
-        if self.vendor_id == 0xFFFF:
+        self.identity = Identity.of(config)
+        if not self.identity.answers:
             raise errors.StateError(
                 f"{device.address} does not answer, so nothing can be saved of it: prepare its "
                 "recovery while it is healthy"
@@ -79,13 +116,12 @@ class SavedConfig:
             KernelError: the kernel refused.
         """
         config = self._device.config
-        if config.vendor_id != self.vendor_id or config.device_id != self.device_id:
+        if (found := Identity.of(config)) != self.identity:
             raise errors.DeviceGone(
                 errno.ENODEV,
                 "pread",
                 str(self._device.address),
-                f"it says that it is {config.vendor_id:04x}:{config.device_id:04x}, and was "
-                f"{self.vendor_id:04x}:{self.device_id:04x} before",
+                f"it says that it is {found}, and was {self.identity} before",
             )
         changed = 0
         for (offset, width), value in self._values.items():

@@ -104,7 +104,7 @@ class FakeConfig:
     vendor_id, device_id, status = 0x8086, 0x10D3, 0x0010
 
     def __init__(self) -> None:
-        self.registers: dict[int, int] = {4: 0x0107, 0x3C: 7}
+        self.registers: dict[int, int] = {4: 0x0107, 8: 0x0200_0001, 0x2C: 0xA01F_8086, 0x3C: 7}
 
     @property
     def aer(self) -> None:

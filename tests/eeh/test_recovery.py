@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
+from pyvfio.abi import pci_regs
 from pyvfio.eeh import Handlers, Pe, PeState, Recovery, Step
 from pyvfio.iommu import Type1
 
@@ -41,7 +42,7 @@ def test_the_sequence(kernel: EehKernel, pe: Pe, device: FakeDevice) -> None:
     operations = [name for name in kernel.operations if name != "state"]
     assert operations == ["unfreeze_io", "hot", "deactivate", "configure"]
     assert device.config.registers[4] == 0x0107, "bus mastering is on again"
-    assert "reads 0x8086; the PE is stopped" in told[0].said
+    assert "reads 0x2000001; the PE is stopped" in told[0].said
     assert "1 of" in told[5].said
     assert "no handler" in told[1].said
 
@@ -105,8 +106,9 @@ def test_after_the_last_attempt_it_is_dead_and_cut_off(
 
 def test_a_device_that_comes_back_as_another(kernel: EehKernel, pe: Pe, device: FakeDevice) -> None:
     recovery = Recovery(pe, attempts=1)
-    device.config.vendor_id = 0xFFFF
-    with pytest.raises(errors.PeDead, match="ffff:10d3, and was 8086:10d3"):
+    # Its vendor ID reads as before: VFIO answers that from a copy.
+    device.config.registers[pci_regs.PCI_CLASS_REVISION] = 0xFFFF_FFFF
+    with pytest.raises(errors.PeDead, match=r"class ffffff revision ff.*, and was class 020000"):
         recovery.run()
     with pytest.raises(errors.StateError, match="while it is healthy"):
         Recovery(pe)

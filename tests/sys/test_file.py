@@ -59,6 +59,20 @@ def test_hot_reset_without_a_slot_is_no_removal(monkeypatch: pytest.MonkeyPatch)
             file.ioctl(vfio.VFIO_DEVICE_RESET)
 
 
+def test_enodev_of_config_space_names_both_causes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.ENODEV, "")
+
+    monkeypatch.setattr(calls, "pread", refuse)
+    with (
+        DeviceFile(os.memfd_create("a"), "0000:00:04.0") as file,
+        pytest.raises(errors.DeviceGone, match=r"removed, or .* its PE is being reset"),
+    ):
+        file.pread(2, 4)
+
+
 def test_errors_survive_pickling_with_all_they_say() -> None:
     error = errors.KernelError(errno.EBUSY, "open", "/dev/vfio/1", "somebody has it")
     again = pickle.loads(pickle.dumps(error))
