@@ -241,25 +241,19 @@ def test_the_driver_takes_no_interrupt_of_before_for_its_own(
         assert vectors[0].count == 3, "it did not wait for that of its own"
 
 
-def test_closing_while_a_view_lives_ends_dma(function: Function) -> None:
-    """A view keeps the device open in the kernel; it reaches no memory all the same."""
+def test_no_dma_comes_after_close(function: Function) -> None:
+    """The transfer begins a tenth of a second after its command, as a rule when all is closed."""
     device = pyvfio.open(function)
-    buffer = device.dma.alloc(4096, max_iova=(1 << DMA_BITS) - 1)
-    memory = buffer.view
+    memory = mmap.mmap(-1, device.dma.page_size)
+    iova = device.dma.map(memory, max_iova=(1 << DMA_BITS) - 1).iova
     memory[:4] = b"data"
-    registers = device.bars[0].u32
-    ordered = Registers(device.bars[0]).ordered
-    transfer(Registers(device.bars[0]), buffer.iova, OWN_MEMORY, 4, 0)
+    registers = Registers(device.bars[0])
+    transfer(registers, iova, OWN_MEMORY, 4, 0)
     memory[:4] = b"kept"
+    registers.write64(DMA_SOURCE, OWN_MEMORY)
+    registers.write64(DMA_TARGET, iova)
+    registers.write64(DMA_COMMAND, START | TO_MEMORY)
     device.close()
-    for offset, value in (
-        (DMA_SOURCE, OWN_MEMORY),
-        (DMA_TARGET, buffer.iova),
-        (DMA_COUNT, 4),
-        (DMA_COMMAND, START | TO_MEMORY),
-    ):
-        registers[offset // 4] = ordered(value, 4)
-    end = time.monotonic() + WAIT
-    while ordered(registers[DMA_COMMAND // 4], 4) & START:
-        assert time.monotonic() < end
-    assert bytes(memory[:4]) == b"kept"
+    before = memory[:4]
+    time.sleep(0.5)
+    assert memory[:4] == before
