@@ -67,8 +67,8 @@ def bench() -> Iterator[Bench]:
 def hosts(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Hosts]:
     if "PYTEST_XDIST_WORKER" in os.environ and "@" not in request.node.nodeid:
         pytest.fail(
-            "pytest-xdist does not group the tests that share a host, so each worker would boot it: "
-            "give --dist loadgroup; pytest 9.2 is too new for pytest-xdist 3.8"
+            "pytest-xdist does not group the tests that share a host, so each worker would boot "
+            "it: give --dist loadgroup; pytest 9.2 is too new for pytest-xdist 3.8"
         )
     before = len(bench.boots)
     hosts = Hosts(bench)
