@@ -34,11 +34,14 @@ _ORDERS = ("table-first", "enable-first")
 _EPILOG = """\
 policies, by what becomes of the dummy vector with which QEMU told VFIO that MSI-X is enabled:
   before          (d1f6af6^)   its message is NULL, and adding a NULL message does nothing
-  d1f6af6         (v2.7.0)     it is routed and bound by the message that stands in the table
+  d1f6af6         (d1f6af6a17) it is routed and bound by the message that stands in the table
   d1f6af6-rebind               the same, with an update that really rebinds: no QEMU had it
-  patched         (6d17a018)   the caller adds nothing for a NULL message
+  patched         (6d17a018d0) the caller adds nothing for a NULL message. Each update commits the
+                  table of routes, also an unchanged one, since 3f1fea0fb5: QEMU 2.7.0 has that
+                  commit and d1f6af6a17
   today           (5ebffa4e87) there is no dummy: MSI-X is enabled with vector 0 and no eventfd; the
-                  rest of the order is pyvfio's own
+                  rest of the order is pyvfio's own. A pseries guest's table is not emulated since
+                  QEMU 2.12, which no policy replays
 
 mappings:
   routed          x86: GSIs are looked up in a table of routes; on this host's /dev/kvm
@@ -262,7 +265,8 @@ def _show(console: Console, lives: list[Life]) -> None:
     for half, where in (("KVM", first.kvm), ("VFIO", first.vfio)):
         style = "bold yellow" if where == "modelled" else "green"
         console.print(f"  {half}: [{style}]{where}[/]", end="")
-    console.print(f"  device: {first.device}\n")
+    fixed = ", whose MSI-X cannot grow (NORESIZE)" if first.noresize else ""
+    console.print(f"  device: {first.device}{fixed}\n")
     console.print(_sequences(lives))
     console.print(_verdicts(lives))
     for life in lives:

@@ -163,7 +163,11 @@ class _DirectIrqchip(Irqchip):
 
 
 class _ModelVmFile(_ModelFile):
-    """KVM_IRQFD without routes (virt/kvm/eventfd.c, arch/powerpc/kvm/book3s_xics.c)."""
+    """KVM_IRQFD without routes (virt/kvm/eventfd.c, arch/powerpc/kvm/book3s.c and book3s_xics.c).
+
+    Any GSI is accepted: kvm_irq_map_gsi() has an entry for each, and whether there is such a source
+    is seen when an event comes.
+    """
 
     __slots__ = ("_bound", "arrived", "irqfds", "sources")
 

@@ -43,12 +43,13 @@ class ModelledDevice(DevicePart):
     name = "a modelled device"
     modelled = True
 
-    def __init__(self, vectors: int) -> None:
+    def __init__(self, vectors: int, *, noresize: bool = False) -> None:
         """
         Args:
             vectors: how many its MSI-X has.
+            noresize: as :attr:`pyvfio.device.Irq.noresize`.
         """
-        self.irq = modelled_msix(vectors)
+        self.irq = modelled_msix(vectors, noresize=noresize)
 
     def reset(self) -> str:
         return "modelled"

@@ -17,6 +17,7 @@ LEGEND = (
     ("I+(kvm0,24)", "KVM_IRQFD: eventfd kvm0 is bound to GSI 24; I- unbinds it"),
     ("S(0,[kvm0])", "VFIO_DEVICE_SET_IRQS: vectors from 0 on signal these eventfds, - none"),
     ("D", "VFIO_DEVICE_SET_IRQS: MSI-X is disabled"),
+    ("", "before more vectors are enabled: always in 2016, today where VFIO says NORESIZE"),
     ("", "closing an eventfd unbinds it too: no ioctl, and one I- waits for all"),
     ("int0, kvm0", "eventfds of vector 0: to userspace, and to KVM"),
 )

@@ -85,6 +85,14 @@ def test_d1f6af6_binds_the_dummy_by_the_wiped_table_and_heals_when_the_route_is_
 
 
 @pytest.mark.usefixtures("real_kvm")
+def test_at_d1f6af6_an_update_that_changes_nothing_commits_nothing() -> None:
+    """The unconditional commit came with 3f1fea0fb5. With the table filled first the dummy has the
+    right route already."""
+    assert texts(routed("d1f6af6"), "unmask")[0] == "S(0,[kvm0])"
+    assert texts(routed("patched"), "move 0")[0].startswith("G{24:")
+
+
+@pytest.mark.usefixtures("real_kvm")
 @pytest.mark.parametrize("name", ["before", "patched", "today"])
 def test_the_others_bind_nothing_for_the_dummy(name: str) -> None:
     life = routed(name)
