@@ -74,14 +74,16 @@ class Line:
         """Wait until an operation is done."""
         tick = time.monotonic() + TICK
         while not operation.done:
-            if self.look():
-                continue
+            found = self.look()
+            if operation.done:
+                return
+            # In every round: a controller that goes on posting completions gains no time by it.
             left = tick - time.monotonic()
             if left <= 0:
                 tick = time.monotonic() + TICK
                 if (mend := self._diagnose()) is not None:
                     mend()
-            elif self.vector is not None:
+            elif not found and self.vector is not None:
                 self._sleep(self.vector, operation, left)
 
     @contextmanager
@@ -100,6 +102,7 @@ class Line:
                 watch.close()
 
     def _sleep(self, vector: Vector, operation: Operation, seconds: float) -> None:
+        sleeps = False  # this thread, on the vector
         with self._lock:
             self._waiting += 1
         try:
@@ -110,20 +113,18 @@ class Line:
                 if self._asleep:
                     self._changed.wait(seconds)
                     return
-                self._asleep = True
-            try:
-                vector.wait(seconds)
-            except errors.Closed:
-                # Whoever closed it has ended all operations before.
-                if not operation.done:
-                    raise
-            finally:
-                with self._lock:
-                    self._asleep = False
-                    self._changed.notify_all()
+                self._asleep = sleeps = True
+            vector.wait(seconds)
+        except errors.Closed:
+            # Whoever closed it has ended all operations before.
+            if not operation.done:
+                raise
         finally:
             with self._lock:
                 self._waiting -= 1
+                if sleeps:
+                    self._asleep = False
+                    self._changed.notify_all()
 
     def _tell(self) -> None:
         """Something was completed, perhaps for a thread that sleeps."""

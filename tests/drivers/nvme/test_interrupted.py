@@ -94,3 +94,34 @@ def test_while_it_is_reset(
     assert not thread.is_alive(), "it waits for ever"
     assert isinstance(flush.error, nvme.ControllerReset)
     assert read == [data, data]
+
+
+def test_interrupt_after_locking_leaves_no_lock(
+    device: Device, make: MakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Condition.__enter__ is Python code, at whose end a handler may raise."""
+    disk = make(depth=4).namespaces[1]
+    line = disk._controller.queues[0].line
+    device.nvme.hold = True
+    flush = disk.start_flush()
+    enter = threading.Condition.__enter__
+
+    def interrupted(condition: threading.Condition) -> bool:
+        entered = enter(condition)
+        if condition is line._changed:
+            raise Interrupted
+        return entered
+
+    monkeypatch.setattr(threading.Condition, "__enter__", interrupted)
+    ended: list[int] = []
+
+    def wait() -> None:
+        with suppress(Interrupted):
+            flush.wait()
+        ended.append(flush.wait())
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    device.nvme.complete(device.nvme.under_way()[0])
+    thread.join(LONG)
+    assert ended == [0], "it waits for ever"
