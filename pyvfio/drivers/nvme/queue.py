@@ -213,7 +213,7 @@ class Queue:
         rings = self._entries, self._ring_view, self._words, self._lists.view
         self._pins = [pin(view) for view in rings]
         # A power of two that is larger than any slot; slots are 0 to depth - 2, so no identifier is
-        # 0xffff, which the specification keeps for itself.
+        # 0xffff, by which the error log means no command.
         self._generation = 1 << (depth - 1).bit_length()
         # What dword 2 of a completion is: the queue's number above, a head within its ring below.
         self._heads = number << 16, (number << 16) + depth

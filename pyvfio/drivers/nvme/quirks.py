@@ -1,8 +1,8 @@
 """Controllers that need something else than the specification says.
 
-From Linux, drivers/nvme/host/pci.c (nvme_id_table and nvme_pci_enable() of Linux 6.14). Most of its
-quirks are of what this driver does not do, or does the way that all controllers take;
-docs/nvme.md has them all, and why.
+From Linux's drivers/nvme/host/pci.c (nvme_id_table, nvme_pci_enable()). Most of its quirks are of
+what this driver does not do, or does in the way that all controllers accept: docs/nvme.md has them
+all, and why.
 """
 
 from __future__ import annotations
