@@ -9,6 +9,7 @@ import re
 import threading
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from pyvfio import errors
 from pyvfio.cli import main
-from pyvfio.cli.nvme import bench, contents, pipe, show, sizes
+from pyvfio.cli.nvme import bench, contents, holding, pipe, show, sizes
 from pyvfio.cli.nvme.copy import Place
 from pyvfio.cli.nvme.ends import FileEnd, HexEnd, Started
 from pyvfio.cli.nvme.meter import Meter
@@ -310,6 +311,15 @@ def test_a_disk_whose_name_is_misspelt_does_not_become_a_file() -> None:
     with pytest.raises(errors.KernelError, match="ENOENT"):
         FileEnd("/dev/no-such-disk", writing=True)
     assert not Path("/dev/no-such-disk").exists()
+
+
+def test_wrong_completions_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    controller: Any = SimpleNamespace(device=SimpleNamespace(address=BDF), wrong_completions=0)
+    holding._say_if_wrong(controller)
+    assert not capsys.readouterr().err
+    controller.wrong_completions = 3
+    holding._say_if_wrong(controller)
+    assert f"{BDF} posted 3 completions that name no command" in capsys.readouterr().err
 
 
 def health(**changes: Any) -> SmartLog:

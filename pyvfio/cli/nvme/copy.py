@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 from pyvfio import errors
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 from pyvfio.cli.nvme import ends, holding, pipe, sizes, transfer
 from pyvfio.cli.nvme.meter import Meter
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
             with Meter("verify", wrote) as meter:
                 pipe.compare(source, target, wrote, pieces, meter)
             said += ", read back and found the same"
-        print(said, file=sys.stderr)
+        print(printable(said), file=sys.stderr)
 
 
 def _check_places(source: Place, target: Place) -> None:
@@ -166,10 +167,9 @@ def _progress_told(source: ends.End, target: ends.End, size: int | None) -> Iter
             yield meter
         except BaseException:
             of = "" if size is None else f" of {size:,}"
-            print(
-                f"pyvfio: stopped after {meter.done:,}{of} bytes from {source.name}; "
-                f"{target.name} is not complete",
-                file=sys.stderr,
+            common.notice(
+                f"stopped after {meter.done:,}{of} bytes from {source.name}; {target.name} is not "
+                "complete"
             )
             raise
 

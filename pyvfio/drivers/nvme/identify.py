@@ -22,6 +22,8 @@ def _text(data: bytes) -> str:
 class ControllerIdentity:
     """A controller.
 
+    Texts are as it sent them: they may hold what a terminal obeys.
+
     Attributes:
         vendor_id: PCI vendor ID.
         serial: serial number.
