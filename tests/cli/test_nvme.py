@@ -80,9 +80,32 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert sizes.parse(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "4KB", "1P", "0xg", "4 K 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "K",
+        "-1",
+        "1.5M",
+        "4KB",
+        "1P",
+        "0xg",
+        "4 K 1",
+        "010",
+        "9" * 5000,
+        "\u0664K",
+        "0x" + "f" * 17,
+    ],
+    ids=lambda text: text[:9],
+)
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="64MiB"):
+        sizes.parse(text)
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "8388608T", "0xffffffffffffffffT"])
+def test_sizes_beyond_63_bits_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="more than any disk"):
         sizes.parse(text)
 
 
@@ -115,6 +138,8 @@ def test_an_address_is_a_disk_and_anything_else_a_file() -> None:
         assert Place.parse(text) == Place(text)
     with pytest.raises(errors.ArgumentError, match="functions are 0 to 7"):
         Place.parse("01:00.9")
+    with pytest.raises(errors.ArgumentError, match="10 digits at most"):
+        Place.parse("01:00.0:" + "9" * 5000)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +154,9 @@ def test_an_address_is_a_disk_and_anything_else_a_file() -> None:
         (["read", BDF, "--hex", "-o", "x"], "--hex goes to standard output"),
         (["bench", BDF, "--depth", "0"], "--depth is at least 1"),
         (["bench", BDF, "--seconds", "0"], "--seconds is more than 0"),
+        (["bench", BDF, "--size", "1T"], "must be 1 GiB at most"),
+        (["bench", BDF, "--depth", "1000000000"], "must be 1 GiB at most"),
+        (["bench", BDF, "--queues", "9" * 100], "must be 1 GiB at most"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_a_device_is_looked_at(

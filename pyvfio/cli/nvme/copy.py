@@ -19,9 +19,10 @@ from pyvfio.pci import Address
 
 _DISK = re.compile(
     r"(?P<address>(?:[0-9a-f]{1,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-9a-f])"
-    r"(?::(?P<namespace>\d+))?",
-    re.IGNORECASE,
+    r"(?::(?P<namespace>[0-9]+))?",
+    re.IGNORECASE | re.ASCII,
 )
+_MOST_DIGITS = 10  # of a namespace's number, which has 32 bits
 _EPILOG = """\
 SOURCE and DESTINATION are each
   BDF[:NAMESPACE]   an NVMe disk, driven from here: 0000:01:00.0, 01:00.0:2
@@ -57,7 +58,13 @@ class Place:
         match = _DISK.fullmatch(text)
         if match is None:
             return cls(text)
-        namespace = None if match["namespace"] is None else int(match["namespace"])
+        namespace = None
+        if match["namespace"] is not None:
+            if len(match["namespace"]) > _MOST_DIGITS:
+                raise errors.ArgumentError(
+                    f"{text[:40]!r}: a namespace's number must have {_MOST_DIGITS} digits at most"
+                )
+            namespace = int(match["namespace"])
         return cls(text, Address.parse(match["address"]), namespace)
 
 
