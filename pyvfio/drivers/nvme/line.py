@@ -47,11 +47,11 @@ class Line:
         self.vector = vector
         self._diagnose = diagnose
         self.queues: list[Queue] = []
-        # One thread sleeps on the vector, the others on the condition until it is back. The lock is
-        # taken by itself: Condition.__enter__ and __exit__ are Python code, in which an exception
-        # of a signal handler leaves the lock held.
+        # One thread sleeps on the vector, each of the others on a lock of its own until that one
+        # is back: in threading.Condition, which is Python code, a signal's handler may raise while
+        # the lock is not held, and what releases it then releases another thread's.
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._sleepers: list[threading.Lock] = []
         self._asleep = False
         self._waiting = 0
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
@@ -102,29 +102,42 @@ class Line:
                 watch.close()
 
     def _sleep(self, vector: Vector, operation: Operation, seconds: float) -> None:
-        sleeps = False  # this thread, on the vector
-        with self._lock:
-            self._waiting += 1
+        counted = on_vector = False
+        mine: threading.Lock | None = None
         try:
             with self._lock:
+                self._waiting += 1
+                counted = True
                 # Looked at after being counted: whoever ends an operation looks at the count after.
                 if operation.done:
                     return
                 if self._asleep:
-                    self._changed.wait(seconds)
-                    return
-                self._asleep = sleeps = True
-            vector.wait(seconds)
+                    mine = threading.Lock()
+                    mine.acquire()
+                    self._sleepers.append(mine)
+                else:
+                    self._asleep = on_vector = True
+            if mine is not None:
+                mine.acquire(timeout=seconds)
+            else:
+                vector.wait(seconds)
         except errors.Closed:
             # Whoever closed it has ended all operations before.
             if not operation.done:
                 raise
         finally:
             with self._lock:
-                self._waiting -= 1
-                if sleeps:
+                self._waiting -= counted
+                if on_vector:
                     self._asleep = False
-                    self._changed.notify_all()
+                    self._wake()
+                elif mine in self._sleepers:
+                    self._sleepers.remove(mine)
+
+    def _wake(self) -> None:
+        """Let those who sleep look, with the lock held."""
+        while self._sleepers:
+            self._sleepers.pop().release()
 
     def _tell(self) -> None:
         """Something was completed, perhaps for a thread that sleeps."""
@@ -132,7 +145,7 @@ class Line:
             if self._asleep and self.vector is not None:
                 with suppress(errors.Closed):
                     self.vector._eventfd.signal()
-            self._changed.notify_all()
+            self._wake()
 
 
 class _Watch:
