@@ -113,7 +113,7 @@ def test_a_bad_size_says_why_at_the_command_line(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as ended:
         main(["nvme", "read", BDF, "--size", "4KB"])
     assert ended.value.code == 2
-    assert "'4KB' is no size: write bytes, or 4K" in capsys.readouterr().err
+    assert "'4KB' is not a size: write bytes, or 4K" in capsys.readouterr().err
 
 
 @given(st.integers(0, 1 << 60))

@@ -24,7 +24,7 @@ def parse(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(
-            f"{text[:40]!r} is no size: write bytes, or 4K, 1M, 64MiB, 1G (powers of 1024)"
+            f"{text[:40]!r} is not a size: write bytes, or 4K, 1M, 64MiB, 1G (powers of 1024)"
         )
     unit = (match["unit"] or "").lower()
     size = int(match["number"], 0) << 10 * (_UNITS.index(unit) + 1 if unit else 0)

@@ -1,4 +1,4 @@
-"""An NVMe controller: brought up, asked, mended, shut down (NVMe Base Specification 2.0)."""
+"""An NVMe controller: bringing up, commands, recovery, shutdown (NVMe Base Specification 2.0)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MOST_NAMESPACES = 4096
 _LISTING_SECONDS = 60.0
 """How long finding out which namespaces there are may take, and one command more."""
 _TOLERATED = 1
-"""Completions of nothing, until the controller is reset for them."""
+"""Wrong completions; at one more the controller is reset."""
 
 
 class Controller(Closing):
@@ -117,7 +117,7 @@ class Controller(Closing):
         self._page = 4096 << (self._capabilities >> 48 & 0xF)
         self._withheld = Withheld()
         # Held by whoever resets the controller, and while it is closed.
-        self._mending = threading.Lock()
+        self._recovering = threading.Lock()
         with ExitStack() as stack:
             stack.callback(self._let_go)
             # Before the controller is enabled: an admin queue that is older than its vector gets no
@@ -373,8 +373,8 @@ class Controller(Closing):
         for id in self._active_namespaces():
             if time.monotonic() > end:
                 raise status.ControllerFailed(
-                    f"{self.device.address} has told of {len(found)} namespaces, up to ID {id}, in "
-                    f"{_LISTING_SECONDS:g} s, and has more"
+                    f"{self.device.address} listed {len(found)} namespaces, up to ID {id}, in "
+                    f"{_LISTING_SECONDS:g} s, and lists more"
                 )
             try:
                 identity = self.identify_namespace(id)
@@ -449,7 +449,7 @@ class Controller(Closing):
         if identity.blocks * identity.current.block_size > identify.MOST_BYTES:
             raise errors.MalformedConfig(
                 f"namespace {id} says that it has {identity.blocks:#x} blocks (NSZE) of "
-                f"{identity.current.block_size} bytes: no disk has so many"
+                f"{identity.current.block_size} bytes, which is larger than any disk"
             )
         return identity
 
@@ -483,7 +483,9 @@ class Controller(Closing):
         """
         if self._closed:
             raise errors.Closed("the NVMe controller is closed")
-        self._mend(lambda work: status.ControllerReset("the controller was reset by this process"))
+        self._recover(
+            lambda work: status.ControllerReset("the controller was reset by this process")
+        )
         if (failure := self._admin.refusal) is not None:
             raise failure
 
@@ -496,9 +498,9 @@ class Controller(Closing):
         Raises:
             ControllerFailed: it did not shut down in time: what was not flushed may be lost.
         """
-        if self._released or (self._closed and self._mending.locked()):
+        if self._released or (self._closed and self._recovering.locked()):
             return
-        with self._mending:
+        with self._recovering:
             if self._released:
                 return
             self._closed = True
@@ -646,7 +648,7 @@ class Controller(Closing):
             return False
 
     def _do(self, opcode: Admin, *dwords: int, iova: int = 0) -> int:
-        """An admin command while the controller is brought up: nobody mends it then.
+        """An admin command while the controller is brought up: nothing recovers it then.
 
         All of them together are waited for until `_until`.
         """
@@ -720,20 +722,20 @@ class Controller(Closing):
             )
         self.refresh()
 
-    # Mending.
+    # Recovery.
 
     def _diagnose(self) -> Callable[[], None] | None:
         """Look at the controller's health, and abort what takes too long.
 
         Returns:
-            What mends the controller, which may take seconds; None if nothing is to be done.
+            What recovers the controller, which may take seconds; None if nothing is to be done.
         """
         seen = self.resets  # before the look whether somebody is at it
-        if self._closed or self._mending.locked():
+        if self._closed or self._recovering.locked():
             return None
         if any(queue.stopped for queue in self._everything):
             return partial(
-                self._mend,
+                self._recover,
                 lambda work: status.ControllerReset(
                     f"{self.device.address} was reset, since the driver was interrupted at work"
                 ),
@@ -750,7 +752,7 @@ class Controller(Closing):
         self._silent = None
         if now & spec.CSTS_FATAL:
             return partial(
-                self._mend,
+                self._recover,
                 lambda work: status.ControllerFatal(
                     f"{self.device.address} reported a fatal status (CSTS {now:#x}), and was reset"
                 ),
@@ -758,7 +760,7 @@ class Controller(Closing):
             )
         if not now & spec.CSTS_READY:
             return partial(
-                self._mend,
+                self._recover,
                 lambda work: status.ControllerReset(
                     f"{self.device.address} was reset by somebody else"
                 ),
@@ -767,7 +769,7 @@ class Controller(Closing):
         if sum(queue.wrong_since_start for queue in self._everything) > _TOLERATED:
             last = max(self._everything, key=lambda queue: queue.wrong_since_start).last_wrong
             return partial(
-                self._mend,
+                self._recover,
                 lambda work: status.ControllerFatal(
                     f"{self.device.address} completed what was not under way, more than once (at "
                     f"last {last}), and was reset"
@@ -775,7 +777,7 @@ class Controller(Closing):
                 seen,
             )
         if self._abort_expired():
-            return partial(self._mend, self._timed_out, seen)
+            return partial(self._recover, self._timed_out, seen)
         return None
 
     def _wait_for_registers(self, seen: int) -> Callable[[], None] | None:
@@ -830,15 +832,15 @@ class Controller(Closing):
             "controller was reset"
         )
 
-    def _mend(self, error: Callable[[Work], Exception], seen: int | None = None) -> None:
+    def _recover(self, error: Callable[[Work], Exception], seen: int | None = None) -> None:
         """Reset the controller, and fail what is under way.
 
         Args:
             error: gives each one's error.
             seen: how many resets there had been at the diagnosis; None to reset anyway.
         """
-        if not self._mending.acquire(blocking=False):
-            with self._mending:  # somebody does so already
+        if not self._recovering.acquire(blocking=False):
+            with self._recovering:  # somebody does so already
                 return
         try:
             if self._closed or self._is_late(seen):
@@ -872,10 +874,10 @@ class Controller(Closing):
             except errors.Error as failure:
                 self._fail_all(failure)
         finally:
-            self._mending.release()
+            self._recovering.release()
 
     def _give_up(self, error: Exception, seen: int) -> None:
-        with self._mending:
+        with self._recovering:
             if not self._is_late(seen):
                 self._fail_all(error)
 

@@ -41,7 +41,7 @@ class Line:
         """
         Args:
             vector: the interrupt; None looks instead of sleeping.
-            diagnose: called every :data:`TICK` by whoever waits; gives what must be done to mend
+            diagnose: called every :data:`TICK` by whoever waits; gives what must be done to recover
                 the controller, which may take seconds.
         """
         self.vector = vector
@@ -81,8 +81,8 @@ class Line:
             left = tick - time.monotonic()
             if left <= 0:
                 tick = time.monotonic() + TICK
-                if (mend := self._diagnose()) is not None:
-                    mend()
+                if (recover := self._diagnose()) is not None:
+                    recover()
             elif not found and self.vector is not None:
                 self._sleep(self.vector, operation, left)
 
@@ -122,7 +122,7 @@ class Line:
             else:
                 vector.wait(seconds)
         except errors.Closed:
-            # Whoever closed it has ended all operations before.
+            # Before it was closed all operations were ended.
             if not operation.done:
                 raise
         finally:
@@ -159,7 +159,7 @@ class _Watch:
         self.tasks = 0
         self._line = line
         self._loop = loop
-        self._mending: asyncio.Future[None] | None = None
+        self._recovering: asyncio.Future[None] | None = None
         self._vector = line.vector
         self._watch: Watch | None = None
         if self._vector is not None:
@@ -194,7 +194,7 @@ class _Watch:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)
         self._line.look()  # an interrupt may have been lost
-        if self._mending is None or self._mending.done():
-            mend = self._line._diagnose()
-            if mend is not None:
-                self._mending = self._loop.run_in_executor(None, mend)
+        if self._recovering is None or self._recovering.done():
+            recover = self._line._diagnose()
+            if recover is not None:
+                self._recovering = self._loop.run_in_executor(None, recover)

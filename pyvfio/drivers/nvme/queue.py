@@ -141,6 +141,7 @@ class Queue:
         "_lost",
         "_page",
         "_phase",
+        "_pins",
         "_refusal",
         "_ring_view",
         "_rung",

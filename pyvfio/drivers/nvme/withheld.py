@@ -1,7 +1,7 @@
 """Memory of commands that were given up while the controller may still be at work on them.
 
-A buffer that is closed goes back into the pool, and to whoever allocates next. So what a command
-used is not closed before the controller was disabled or reset: it is withheld until then.
+A buffer that is closed goes back into the pool, and to the next allocation. So what a command used
+is not closed before the controller was disabled or reset: it is withheld until then.
 """
 
 from __future__ import annotations

@@ -338,7 +338,7 @@ def test_an_abort_is_no_other_commands(device: Device, make: MakeController, clo
 def test_a_command_that_ends_before_it_is_aborted(
     device: Device, make: MakeController, clock: Clock
 ) -> None:
-    """Its slot is free again once, or is an innocent's, which is not aborted."""
+    """Its slot is free again once, or is another command's, which is not aborted."""
     controller = make(depth=4)
     disk, queue = controller.namespaces[1], controller.queues[0]
     device.nvme.hold = True
@@ -595,10 +595,10 @@ def test_registers_that_are_out_of_reach(
 
     with monkeypatch.context() as context:
         context.setattr(disk._controller._registers, "read32", refuse)
-        mend = disk._controller._diagnose()
-        assert (mend is not None) == late
-        if mend is not None:
-            mend()
+        recover = disk._controller._diagnose()
+        assert (recover is not None) == late
+        if recover is not None:
+            recover()
             with pytest.raises(errors.MemoryDisabled):
                 flush.wait()
             return

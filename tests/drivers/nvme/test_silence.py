@@ -57,9 +57,9 @@ def test_silence_after_anothers_reset_is_waited_for(
     flush = disk.start_flush()
     waking.reset()
     for _ in range(40):
-        mend = disk._controller._diagnose()
-        if mend is not None:
-            mend()
+        recover = disk._controller._diagnose()
+        if recover is not None:
+            recover()
             break
         clock.now += driver._LEAST_SECONDS / 20
     with pytest.raises(nvme.ControllerReset, match="somebody else"):
@@ -95,10 +95,10 @@ def test_silence_for_too_long_is_the_end(
     device.nvme.silent = True
     bound = max(claimed / 2, driver._LEAST_SECONDS)
     begun = clock.now
-    while (mend := disk._controller._diagnose()) is None:
+    while (recover := disk._controller._diagnose()) is None:
         clock.now += 0.5
     assert bound <= clock.now - begun <= bound + 1
-    mend()
+    recover()
     with pytest.raises(errors.DeviceGone):
         flush.wait()
     assert not device.bus_master

@@ -25,7 +25,7 @@ def stuck(device: Device) -> None:
     device.nvme.becomes_idle, device.nvme.hold, device.nvme.fatal = False, True, True
 
 
-def mend(device: Device, controller: nvme.Controller) -> None:
+def recover(device: Device, controller: nvme.Controller) -> None:
     device.nvme.becomes_idle, device.nvme.hold, device.nvme.fatal = True, False, False
     controller.reset()
 
@@ -79,7 +79,7 @@ def test_pool_gets_memory_after_the_next_reset(
     del read
     gc.collect()
     assert taken.isdisjoint(addresses(device, SIZE))
-    mend(device, controller)
+    recover(device, controller)
     assert not taken.isdisjoint(addresses(device, SIZE)), "it is lost to the pool"
 
 
@@ -109,7 +109,7 @@ def test_mapping_of_a_transfer_keeps_its_address(device: Device, make: MakeContr
         read.wait()
     with device.dma.map(mmap.mmap(-1, 2 << 20)) as mapping:
         assert mapping.iova != first
-    mend(device, controller)
+    recover(device, controller)
     with device.dma.map(mmap.mmap(-1, 2 << 20)) as mapping:
         assert mapping.iova == first
 
