@@ -6,7 +6,7 @@
 
 prints
 
-    QEMU NVMe Ctrl, serial number pyvfio-bench: 67108864 bytes in blocks of 512
+    'QEMU NVMe Ctrl', serial number 'pyvfio-bench': 67108864 bytes in blocks of 512
     block 0 begins with b'Hello'
     1 MiB in 16 pieces, all under way at once; the first begins with b'Hello'
     8 blocks from 131068 on: namespace 1 has blocks 0 to 131071: 8 from 131068 on is outside
@@ -49,7 +49,8 @@ def main(address: str) -> None:
     ):
         identity = controller.identity
         disk = controller.namespaces[min(controller.namespaces)]
-        print(f"{identity.model}, serial number {identity.serial}: ", end="")
+        # Quoted, since a device may say anything, and a terminal would obey it.
+        print(f"{identity.model!r}, serial number {identity.serial!r}: ", end="")
         print(f"{disk.size} bytes in blocks of {disk.block_size}")
 
         # Into new memory, and waited for.

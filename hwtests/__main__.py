@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyvfio._sys.text import printable
 from pyvfio.cli import process
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> int:
             # First the path: pytest looks there for what knows the other options.
             return _run_session([*rest, *ours])
     except errors.Error as error:
-        print(f"hwtest: {error}", file=sys.stderr)
+        print(f"hwtest: {printable(str(error))}", file=sys.stderr)
         return 4
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hwtests import machine
+from pyvfio._sys.text import printable
 
 _OUTCOMES = ("passed", "failed", "skipped")
 
@@ -79,6 +80,7 @@ class Report:
             "Host": f"{host['host']['processor']}, Linux {host['kernel']['release']}",
             "IOMMU": ", ".join(host["iommu"]) or "none",
         }
+        facts = {title: printable(value) for title, value in facts.items()}
         rows = []
         subjects = {result["test"].partition("::")[0] for result in self._results.values()}
         for subject in sorted(subjects):

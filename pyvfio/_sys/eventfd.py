@@ -17,11 +17,10 @@ from pyvfio._sys.file import File, refused
 from pyvfio._sys.signals import deferred_signals
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Callable, Generator
     from types import FrameType
 
-    from pyvfio._sys.hub import Entry, Hub
+    from pyvfio._sys.hub import Entry
     from pyvfio._sys.watch import Watch
 
     _Wait = Callable[["EventFd"], Generator[Any, None, int]]
@@ -38,13 +37,11 @@ class EventFd(File):
     all, and they raise :class:`~pyvfio.errors.Closed`.
 
     Attributes:
-        hubs: of the event loops that have to do with it.
         entry: where the loop that had to do with it last keeps what that is.
     """
 
-    __slots__ = ("_polls", "_waiting", "entry", "hubs")
+    __slots__ = ("_polls", "_waiting", "entry")
 
-    hubs: tuple[weakref.ref[Hub], ...]
     entry: Entry | None
 
     def __init__(self, name: str = "eventfd") -> None:
@@ -52,7 +49,6 @@ class EventFd(File):
         Args:
             name: for messages and traces.
         """
-        self.hubs = ()
         self.entry = None
         # One for each thread within a call on it; poll objects that none of them uses. Lists, whose
         # append and pop are atomic: a lock is dearer.
@@ -227,10 +223,7 @@ class EventFd(File):
 
     def _release(self, fd: int) -> None:
         with files.lock:
-            for reference in self.hubs:
-                hub = reference()
-                if hub is not None:
-                    hub.forget(fd)
+            files.release(fd, self._descriptor.hubs)
             super()._release(fd)
 
     def _in_use(self, leaving: FrameType) -> bool:

@@ -17,11 +17,12 @@ from pyvfio._sys.closing import Closing
 from pyvfio._sys.signals import deferred_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from typing_extensions import Self
 
+    from pyvfio._sys.hub import Hub
     from pyvfio.abi.ioctl import Request
 
 # A call that signals interrupt this often is given up: a timer may leave it no time to finish.
@@ -42,6 +43,55 @@ def refused(error: OSError, call: str, path: str) -> errors.KernelError:
     return errors.KernelError(number, call, path)
 
 
+class _Descriptor:
+    """The descriptor of a file, and what is to be done where the file is forgotten.
+
+    Attributes:
+        fd: the descriptor.
+        path: the file's name.
+        hubs: of the event loops that poll it.
+        closed: whether the file was closed, and only the last call on it has yet to end.
+    """
+
+    __slots__ = ("closed", "fd", "hubs", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.hubs: Sequence[weakref.ref[Hub]] = ()
+        self.closed = False
+
+
+class _Open(_Descriptor):
+    """One that is open: closed when its file is gone.
+
+    An object of its own, which is made a :class:`_Descriptor` once it is closed, because a
+    finalizer is Python code: what a signal's handler raises in one, as Ctrl-C's does, is dropped.
+    So a file that was closed must have none.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        try:
+            if not self.closed:
+                text = f"unclosed file {self.path}, descriptor {self.fd}"
+                warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+        finally:
+            with deferred_signals(), lock:
+                release(self.fd, self.hubs)
+                _live.pop(self.fd, None)
+                with suppress(OSError):
+                    calls.close(self.fd)
+
+
+def release(fd: int, hubs: Sequence[weakref.ref[Hub]]) -> None:
+    """Take a descriptor that is about to be closed out of event loops, with the lock held."""
+    for reference in hubs:
+        if (hub := reference()) is not None:
+            hub.forget(fd)
+
+
 class File(Closing):
     """A file descriptor and the one right to close it.
 
@@ -58,7 +108,7 @@ class File(Closing):
             refusal; None for nobody.
     """
 
-    __slots__ = ("__weakref__", "_closing", "_fd", "path", "watcher")
+    __slots__ = ("__weakref__", "_closing", "_descriptor", "_fd", "path", "watcher")
 
     watcher: Callable[[Request, Any, int | OSError], None] | None
 
@@ -70,10 +120,11 @@ class File(Closing):
             path: the file's name, for messages.
         """
         self._fd = fd
+        self._descriptor: _Descriptor = _Open(fd, path)
         self.path = path
         self.watcher = None
         self._closing: list[int] = []  # the descriptor of a closed file, for the last call on it
-        _live.add(self)
+        _live[fd] = weakref.ref(self)
 
     @classmethod
     def open(cls, path: str, flags: int = os.O_RDWR) -> Self:
@@ -208,6 +259,7 @@ class File(Closing):
             # Closed first: a call that begins from now on finds that.
             fd, self._fd = self._fd, -1
             if fd >= 0:
+                self._descriptor.closed = True
                 self._release(fd)
             self._leave()
 
@@ -246,12 +298,18 @@ class File(Closing):
                 finally:
                     self._closing.append(fd)
                 return
+            self._ended(fd)
             try:
                 calls.close(fd)
             except OSError as error:
                 # Linux has closed it whatever it says; EINTR is not even an error.
                 if error.errno != errno.EINTR:
                     raise self.refused(error, "close") from None
+
+    def _ended(self, fd: int) -> None:
+        """Leave nothing to be done when the file is gone."""
+        self._descriptor.__class__ = _Descriptor
+        _live.pop(fd, None)
 
     def _in_use(self, leaving: FrameType) -> bool:
         """Whether a thread is within a call on it.
@@ -279,17 +337,9 @@ class File(Closing):
         self._closing.clear()
         for fd in fds:
             if fd >= 0:
+                self._ended(fd)
                 with suppress(OSError):
                     calls.close(fd)
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            try:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            finally:
-                self.close()
-        elif getattr(self, "_closing", None):  # Ctrl-C kept the last call from it
-            self._leave()
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
@@ -328,15 +378,17 @@ class DeviceFile(File):
 # The code of the methods that make a call on the descriptor.
 calls_on_files = {method.__code__ for method in (File.ioctl, File.pread, File.pwrite)}
 
-_live: weakref.WeakSet[File] = weakref.WeakSet()
+# By descriptor. References without callbacks, which are Python code as finalizers are.
+_live: dict[int, weakref.ref[File]] = {}
 
 
 def _close_in_child() -> None:
     global lock
     lock = threading.RLock()  # another thread of the parent may have held it
-    for file in list(_live):
-        # Not what a subclass makes of closing: the parent must not notice.
-        file._abandon()
+    for reference in list(_live.values()):
+        if (file := reference()) is not None:
+            # Not what a subclass makes of closing: the parent must not notice.
+            file._abandon()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -127,8 +127,9 @@ class Hub:
                     self._epoll.register(fd, select.EPOLLIN)
                 if entry is None:
                     entry = self._entries[fd] = Entry(eventfd, self.loop)
-                    others = [hub for hub in eventfd.hubs if hub() is not None]
-                    eventfd.hubs = (*others, weakref.ref(self))
+                    descriptor = eventfd._descriptor
+                    others = [hub for hub in descriptor.hubs if hub() is not None]
+                    descriptor.hubs = (*others, weakref.ref(self))
                 entry.polled = True
                 return entry
         except OSError as error:

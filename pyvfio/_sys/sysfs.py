@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
+from pyvfio import errors
 from pyvfio._sys import calls
 from pyvfio._sys.file import File, refused
+
+_NUMBERS = {
+    10: re.compile(r"-?[0-9]{1,20}"),
+    16: re.compile(r"(?:0x)?[0-9a-fA-F]{1,16}"),
+}
+"""Those of 64 bits at most: int() takes underlines and other digits as well, and any length."""
 
 
 def read(path: Path) -> str:
@@ -34,6 +42,29 @@ def read_bytes(path: Path) -> bytes:
         except OSError as error:
             raise refused(error, "read", str(path)) from None
         return data
+
+
+def number(text: str, path: Path, base: int = 16) -> int:
+    """The number that an attribute holds.
+
+    Args:
+        text: what was read.
+        path: where, for messages.
+        base: 10 or 16.
+
+    Raises:
+        KernelError: it is not a number (EPROTO).
+    """
+    if not _NUMBERS[base].fullmatch(text):
+        raise nonsense(path, repr(text[:40]), "a number")
+    return int(text, base)
+
+
+def nonsense(path: Path, found: str, wanted: str) -> errors.KernelError:
+    """The error for an attribute that holds something else than it must."""
+    return errors.KernelError(
+        errno.EPROTO, "read", str(path), f"it holds {found}, and must hold {wanted}"
+    )
 
 
 def size(path: Path) -> int:

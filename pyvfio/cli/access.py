@@ -14,11 +14,14 @@ from pyvfio.cli import common
 if TYPE_CHECKING:
     from pyvfio.device import Device, Region
 
+_NUMBER = "0x[0-9a-f]{1,32}|[0-9]{1,32}"
 _ACCESS = re.compile(
-    r"(?P<region>bar[0-5]|rom|config|vga)\+(?P<offset>0x[0-9a-f]+|\d+)"
-    r"(?:/(?P<bits>8|16|32|64))?(?:x(?P<count>\d+))?(?:=(?P<value>0x[0-9a-f]+|\d+))?",
-    re.IGNORECASE,
+    rf"(?P<region>bar[0-5]|rom|config|vga)\+(?P<offset>{_NUMBER})"
+    rf"(?:/(?P<bits>8|16|32|64))?(?:x(?P<count>[0-9]{{1,32}}))?(?:=(?P<value>{_NUMBER}))?",
+    re.IGNORECASE | re.ASCII,
 )
+_MOST = 1 << 16
+"""Accesses of one command."""
 _HELP = """\
 An ACCESS is REGION+OFFSET[/BITS][xCOUNT][=VALUE]:
   REGION  bar0 to bar5, rom, vga or config (as VFIO shows it)
@@ -26,6 +29,8 @@ An ACCESS is REGION+OFFSET[/BITS][xCOUNT][=VALUE]:
   BITS    8, 16, 32 (if not given) or 64: one access of exactly that width
   COUNT   so many registers, one after the other (reading only)
   VALUE   what to write; without it the register is read
+Numbers are decimal, or hexadecimal after 0x; other leading zeros are refused. One command makes
+65,536 accesses at most.
 
 All accesses of one command happen in one open of the device, in order: opening and closing reset a
 device.
@@ -51,15 +56,17 @@ class Access:
         match = _ACCESS.fullmatch(text)
         if match is None:
             raise errors.ArgumentError(
-                f"{text!r} is no access: write REGION+OFFSET[/BITS][xCOUNT][=VALUE], "
+                f"{text[:80]!r} is not an access: write REGION+OFFSET[/BITS][xCOUNT][=VALUE], "
                 "as in bar0+0x10/32 or config+0x4/16=0x6"
             )
         bits = int(match["bits"] or 32)
-        count = int(match["count"] or 1)
-        value = None if match["value"] is None else int(match["value"], 0)
+        value = None if match["value"] is None else _number(text, match["value"])
         if value is not None and match["count"]:
             raise errors.ArgumentError(f"{text!r}: a count goes with reading only")
-        offset = int(match["offset"], 0)
+        offset = _number(text, match["offset"])
+        count = _number(text, match["count"] or "1")
+        if not 1 <= count <= _MOST:
+            raise errors.ArgumentError(f"{text!r}: a count must be 1 to {_MOST}")
         return [
             cls(match["region"].lower(), offset + number * bits // 8, bits, value)
             for number in range(count)
@@ -67,6 +74,19 @@ class Access:
 
     def __str__(self) -> str:
         return f"{self.region}+{self.offset:#x}/{self.bits}"
+
+
+def _number(text: str, number: str) -> int:
+    """A number of an access."""
+    if number[0] == "0" and number[1:].isdecimal():
+        raise errors.ArgumentError(
+            f"{text!r}: {number} can be read as octal, decimal or hexadecimal: write 0x before a "
+            "hexadecimal number, and no zeros before a decimal one"
+        )
+    value = int(number, 0)
+    if value >> 64:
+        raise errors.ArgumentError(f"{text!r}: {number} must have 64 bits at most")
+    return value
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,7 +109,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(options: argparse.Namespace) -> None:
     """Do the accesses in order; print what was read."""
-    accesses = [access for text in options.access for access in Access.parse(text)]
+    accesses: list[Access] = []
+    for text in options.access:
+        accesses += Access.parse(text)
+        if len(accesses) > _MOST:
+            raise errors.ArgumentError(f"one command makes {_MOST} accesses at most")
     for access in accesses:
         if access.value is not None and not options.may_write:
             raise errors.ArgumentError(f"{access} has a value: use `pyvfio write` to write")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 from pyvfio.cli.process import INTERRUPTED
 
@@ -52,9 +53,9 @@ def run_bind(options: argparse.Namespace) -> int:
     def bind(function: Function) -> None:
         before = function.driver
         if pci.bind(function.address, force=options.force, notice=common.notice):
-            print(f"{function.address}: {before or 'no driver'} -> {function.driver}")
+            _say(f"{function.address}: {before or 'no driver'} -> {function.driver}")
         else:
-            print(f"{function.address}: {function.driver} already, nothing to do")
+            _say(f"{function.address}: {function.driver} already, nothing to do")
 
     return _one_by_one(options.address, bind, check)
 
@@ -65,9 +66,9 @@ def run_unbind(options: argparse.Namespace) -> int:
     def unbind(function: Function) -> None:
         before = function.driver or "no driver"
         if pci.unbind(function.address):
-            print(f"{function.address}: {before} -> {function.driver or 'no driver'}")
+            _say(f"{function.address}: {before} -> {function.driver or 'no driver'}")
         else:
-            print(f"{function.address}: not bound by `pyvfio bind`, left alone")
+            _say(f"{function.address}: not bound by `pyvfio bind`, left alone")
 
     return _one_by_one(options.address, unbind)
 
@@ -123,6 +124,10 @@ def _refused(
             check(function)
         except errors.Error as error:
             yield error
+
+
+def _say(text: str) -> None:
+    print(printable(text))
 
 
 def _is_bound(function: Function) -> bool:

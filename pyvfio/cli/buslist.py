@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _table(found: list[dict[str, Any]]) -> RenderableType:
             entry["address"],
             f"{entry['vendor_id']:04x}:{entry['device_id']:04x}",
             "-" if entry["iommu_group"] is None else str(entry["iommu_group"]),
-            entry["driver"] or removed or "-",
+            printable(entry["driver"] or removed or "-"),
             title(entry),
         )
         # As Text: names have brackets, which rich takes for its markup.
@@ -83,4 +84,4 @@ def describe(function: Function) -> dict[str, Any]:
 def title(entry: dict[str, Any]) -> str:
     """A function in words: its class and, where pci.ids knows them, maker and model."""
     maker = " ".join(entry[name] for name in ("vendor", "device") if entry[name])
-    return ": ".join(part for part in (entry["class"], maker) if part)
+    return printable(": ".join(part for part in (entry["class"], maker) if part))

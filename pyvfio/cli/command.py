@@ -69,7 +69,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         status = options.run(options)
         sys.stdout.flush()
     except errors.Error as error:
-        print(f"pyvfio: {error}", file=sys.stderr)
+        common.notice(str(error))
         return common.exit_code(error)
     except KeyboardInterrupt:
         print("pyvfio: interrupted", file=sys.stderr)

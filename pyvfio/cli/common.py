@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
+from pyvfio._sys.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -58,7 +59,7 @@ def say_if_frozen(function: Function) -> None:
     from pyvfio.eeh.host import frozen_before_open
 
     if (said := frozen_before_open(function)) is not None:
-        print(f"pyvfio: {said}", file=sys.stderr)
+        notice(said)
 
 
 def refuse_bridge(function: Function) -> None:
@@ -93,7 +94,7 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
     def show(detail: str) -> None:
         nonlocal shown
         if time.monotonic() - start > 2:
-            text = f"{title}: {detail}"
+            text = printable(f"{title}: {detail}")
             print(f"\r{text:{shown}}", end="", file=sys.stderr, flush=True)
             shown = len(text)
 
@@ -125,15 +126,7 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
 
 def notice(text: str) -> None:
     """Say something beside the command's output."""
-    print(f"pyvfio: {text}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """A text of a device or a program, in which what would steer a terminal is escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    print(f"pyvfio: {printable(text)}", file=sys.stderr)
 
 
 def print_wide(renderable: RenderableType) -> None:

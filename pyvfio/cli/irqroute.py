@@ -231,7 +231,7 @@ def _kvm_is_here() -> bool:
     try:
         ApicMachine(1).close()
     except errors.Error as error:
-        print(f"pyvfio: the routed mapping is left out: {error}", file=sys.stderr)
+        common.notice(f"the routed mapping is left out: {error}")
         return False
     return True
 

@@ -6,6 +6,7 @@ import argparse
 import code
 import contextlib
 
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 
 _BANNER = """\
@@ -36,5 +37,6 @@ def run(options: argparse.Namespace) -> None:
     common.say_if_frozen(function)
     with pyvfio.open(function) as device:
         names = {"pyvfio": pyvfio, "device": device}
-        banner = _BANNER.format(device=device, name=function.device_name or "unknown device")
+        name = printable(function.device_name or "unknown device")
+        banner = _BANNER.format(device=device, name=name)
         code.interact(banner, local=names, exitmsg="")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
+from pyvfio._sys.text import printable
 from pyvfio.cli import buslist, common
 from pyvfio.pci.group import is_vfio
 from pyvfio.pci.registers import plain
@@ -135,7 +136,8 @@ def _tree(entry: dict[str, Any]) -> Tree:
 
     ids = f"{entry['vendor_id']:04x}:{entry['device_id']:04x}"
     tree = Tree(f"[bold]{entry['address']}[/]  {ids}  {escape(buslist.title(entry))}")
-    tree.add(f"driver {entry['driver'] or 'none'}{escape(_next_step(entry))}")
+    driver = printable(entry["driver"] or "none")
+    tree.add(f"driver {escape(driver + _next_step(entry))}")
     if entry["bridge"] is not None:
         bridge = tree.add("bridge")
         for line in _bridge(entry["bridge"]):
@@ -145,7 +147,7 @@ def _tree(entry: dict[str, Any]) -> Tree:
     elif entry["iommu_group"] is not None:
         group = tree.add(f"IOMMU group {entry['iommu_group']}")
         for member in entry["group_members"]:
-            text = f"{member['address']} {member['driver'] or 'no driver'}"
+            text = f"{member['address']} {printable(member['driver'] or 'no driver')}"
             blocked = member["address"] in entry["in_the_way"]
             group.add(f"[yellow]{text}, in the way[/]" if blocked else text)
     regions = tree.add("regions")
@@ -162,7 +164,8 @@ def _tree(entry: dict[str, Any]) -> Tree:
             for name, value in entry["interrupts"].items()
         )
     )
-    tree.add(f"reset by {', '.join(entry['reset_methods']) or 'nothing'}")
+    methods = printable(", ".join(entry["reset_methods"]))
+    tree.add(f"reset by {escape(methods) or 'nothing'}")
     capabilities = tree.add("capabilities")
     for capability in entry["capabilities"]:
         branch = capabilities.add(
@@ -171,7 +174,7 @@ def _tree(entry: dict[str, Any]) -> Tree:
         for name, value in capability["fields"].items():
             branch.add(f"[dim]{name}[/] {escape(_value(value))}")
     for fault in entry["faults"]:
-        tree.add(f"[yellow]{escape(fault)}[/]")
+        tree.add(f"[yellow]{escape(printable(fault))}[/]")
     return tree
 
 
@@ -220,4 +223,4 @@ def _value(value: Any) -> str:
         return ", ".join(map(_value, value)) or "-"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_value(item)}" for name, item in value.items())
-    return common.printable(str(value))
+    return printable(str(value))

@@ -37,10 +37,11 @@ def settings() -> Settings:
     Raises:
         HostError: debugfs is not mounted, or the kernel offers no such file.
         AccessDenied: only root may look.
+        KernelError: a file holds something else than a number (EPROTO).
     """
     return Settings(
-        enabled=int(_read("eeh_enable"), 16) != 0,
-        max_freezes=int(_read("eeh_max_freezes"), 0),
+        enabled=_number("eeh_enable", 16) != 0,
+        max_freezes=_number("eeh_max_freezes", 10),
         recovery=_read("eeh_disable_recovery") == "N",
     )
 
@@ -121,6 +122,10 @@ def find(name: str) -> Path:
 
 def _read(name: str) -> str:
     return sysfs.read(find(name))
+
+
+def _number(name: str, base: int) -> int:
+    return sysfs.number(_read(name), find(name), base)
 
 
 def _write(name: str, text: str) -> None:

@@ -148,12 +148,7 @@ class HostPe:
         text = self._read(name)
         if not text:
             raise self._no_pe()
-        try:
-            return int(text, 16)
-        except ValueError:
-            raise errors.KernelError(
-                errno.EPROTO, "read", str(self.function.sysfs / name), f"{text!r} is no number"
-            ) from None
+        return sysfs.number(text, self.function.sysfs / name)
 
     def _read(self, name: str) -> str:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import NamedTuple
 
 from pyvfio import errors
@@ -36,12 +37,13 @@ class Counters(NamedTuple):
         counts = {}
         for line in lines:
             name, equals, number = line.partition("=")
-            if not equals or not (number.isascii() and number.isdecimal()):
+            if not equals or not _COUNT.fullmatch(number):
                 raise errors.ArgumentError(f"{line!r} is no count of /proc/powerpc/eeh")
             counts[name] = int(number)
         return cls(_HEADLINES[headline], counts)
 
 
+_COUNT = re.compile(r"[0-9]{1,20}")  # as many digits as 64 bits have
 _HEADLINES = {"EEH Subsystem is enabled": True, "EEH Subsystem is globally disabled": False}
 
 

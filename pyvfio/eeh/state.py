@@ -111,7 +111,9 @@ class HostState(NamedTuple):
         """
         match = _TWO_WORDS.fullmatch(text.strip())
         if match is None:
-            raise errors.ArgumentError(f"{text!r} is not what eeh_pe_state shows: 0xHHHHHHHH twice")
+            raise errors.ArgumentError(
+                f"{text[:40]!r} is not what eeh_pe_state shows: 0xHHHHHHHH twice"
+            )
         return cls(Hardware(int(match[1], 16)), Software(int(match[2], 16)))
 
     @property

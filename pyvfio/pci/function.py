@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _VIRTUAL_FUNCTION = re.compile(r"virtfn\d+")
 _HEADER_TYPE = 0x0E  # PCI_HEADER_TYPE in linux/pci_regs.h
+_MOST_RESOURCES = 64  # lines; the kernel has up to 17 (PCI_NUM_RESOURCES)
 
 
 class Resource(NamedTuple):
@@ -68,32 +69,32 @@ class Function:
     @property
     def vendor_id(self) -> int:
         """Vendor ID, 16 bits."""
-        return int(self._read("vendor"), 16)
+        return self._number("vendor")
 
     @property
     def device_id(self) -> int:
         """Device ID, 16 bits."""
-        return int(self._read("device"), 16)
+        return self._number("device")
 
     @property
     def subsystem_vendor_id(self) -> int:
         """Subsystem vendor ID, 16 bits; 0 where there is none."""
-        return int(self._read("subsystem_vendor"), 16)
+        return self._number("subsystem_vendor")
 
     @property
     def subsystem_device_id(self) -> int:
         """Subsystem device ID, 16 bits; 0 where there is none."""
-        return int(self._read("subsystem_device"), 16)
+        return self._number("subsystem_device")
 
     @property
     def class_code(self) -> int:
         """24 bits: base class, subclass, programming interface."""
-        return int(self._read("class"), 16)
+        return self._number("class")
 
     @property
     def revision(self) -> int:
         """Revision ID, 8 bits."""
-        return int(self._read("revision"), 16)
+        return self._number("revision")
 
     @property
     def vendor_name(self) -> str | None:
@@ -127,17 +128,23 @@ class Function:
         from pyvfio.pci.group import IommuGroup
 
         group = sysfs.link_name(self.sysfs / "iommu_group")
-        return None if group is None else IommuGroup(int(group))
+        if group is None:
+            return None
+        return IommuGroup(sysfs.number(group, self.sysfs / "iommu_group", 10))
 
     @property
     def is_bridge(self) -> bool:
         """Whether its config header is of type 1 or 2; VFIO drives no bridges."""
-        return self.read_config()[_HEADER_TYPE] & 0x7F in (1, 2)
+        config = self.read_config()
+        if len(config) <= _HEADER_TYPE:
+            found = f"{len(config)} bytes"
+            raise sysfs.nonsense(self.sysfs / "config", found, "a header of 64 bytes")
+        return config[_HEADER_TYPE] & 0x7F in (1, 2)
 
     @property
     def numa_node(self) -> int | None:
         """The NUMA node it is attached to, if the host has several."""
-        node = int(self._optional("numa_node") or -1)
+        node = sysfs.number(self._optional("numa_node") or "-1", self.sysfs / "numa_node", 10)
         return None if node < 0 else node
 
     @property
@@ -145,8 +152,17 @@ class Function:
         """All its resources by the kernel's number: 0 to 5 the BARs, 6 the ROM, then those of
         virtual functions and the windows of a bridge.
         """
+        path = self.sysfs / "resource"
         lines = self._read("resource").splitlines()
-        return tuple(Resource(*(int(word, 16) for word in line.split())) for line in lines)
+        if len(lines) > _MOST_RESOURCES:
+            raise sysfs.nonsense(path, f"{len(lines)} lines", f"{_MOST_RESOURCES} at most")
+        found = []
+        for line in lines:
+            words = line.split(" ")
+            if len(words) != 3:
+                raise sysfs.nonsense(path, repr(line[:60]), "three numbers a line")
+            found.append(Resource(*(sysfs.number(word, path) for word in words)))
+        return tuple(found)
 
     @property
     def power_state(self) -> str | None:
@@ -215,6 +231,9 @@ class Function:
             if error.errno == errno.ENOENT:
                 return None
             raise
+
+    def _number(self, name: str) -> int:
+        return sysfs.number(self._read(name), self.sysfs / name)
 
     def _failure(self, error: errors.KernelError) -> errors.Error:
         return error if self.sysfs.exists() else self._absent()

@@ -18,6 +18,9 @@ from pyvfio.pci.address import Address
 from pyvfio.pci.events import wait_until
 from pyvfio.pci.function import Function
 
+_MOST_CHARACTERS = 4096
+"""Of a record; one of ours has a few hundred."""
+
 
 class State(NamedTuple):
     """What a function is bound to.
@@ -62,12 +65,12 @@ def load(function: Function) -> Record | None:
     path = _path(function.address)
     try:
         with open(path, encoding="utf-8") as file:
-            record = Record(**json.load(file))
+            record = Record(**json.loads(file.read(_MOST_CHARACTERS)))
         if not all(value is None or isinstance(value, str) for value in record):
             raise ValueError("values are texts or null")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise errors.BindFailed(
             f"{path} should tell which driver {function.address} had before, but is broken or from "
             f"another version of pyvfio ({error}). Give the device back by hand, or leave it as it "

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
-from pyvfio.cli import access
+from pyvfio.cli import access, main
 from pyvfio.cli.access import Access
 from pyvfio.pci import Resource
 
@@ -56,3 +56,46 @@ def test_missing_rom_says_why(size: int, says: str) -> None:
 
     with pytest.raises(errors.RangeError, match=says):
         access._region(Device(), "rom")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bar0+010", "010 can be read as octal, decimal or hexadecimal"),
+        ("bar0+00", "00 can be read"),
+        ("config+4/16=06", "06 can be read"),
+        ("bar0+0x0x00", "00 can be read"),
+        ("bar0+0x" + "f" * 17, "64 bits at most"),
+        (f"bar0+0={1 << 64}", "64 bits at most"),
+        ("bar0+" + "9" * 5000, "is not an access"),
+        ("bar0+0x" + "9" * 5000, "is not an access"),
+        ("bar0+0x0x" + "9" * 5000, "is not an access"),
+        ("bar0+\u0663", "is not an access"),
+        ("bar0+0x0x0", "must be 1 to 65536"),
+        ("bar0+0x0x65537", "must be 1 to 65536"),
+        ("bar0+0x0x1000000", "must be 1 to 65536"),
+        ("bar0+0x0x" + "9" * 31, "64 bits at most"),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_numbers_that_cannot_be_meant_are_refused(
+    text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(errors.ArgumentError, match=said):
+        Access.parse(text)
+    assert main(["write", "01:00.0", text]) == 2
+    assert len(capsys.readouterr().err) < 400
+
+
+def test_accesses_of_a_command_are_limited_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", "01:00.0", *["bar0+0x0x65536"] * 1000]) == 2
+    assert "65536 accesses at most" in capsys.readouterr().err
+
+
+@given(st.text("bar0125config+x/=9f ", max_size=40) | st.text(max_size=20))
+def test_any_text_is_accesses_or_refused(text: str) -> None:
+    try:
+        accesses = Access.parse(text)
+    except errors.ArgumentError:
+        return
+    assert 1 <= len(accesses) <= 65536

@@ -9,6 +9,7 @@ import re
 import threading
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from pyvfio import errors
 from pyvfio.cli import main
-from pyvfio.cli.nvme import bench, contents, pipe, show, sizes
+from pyvfio.cli.nvme import bench, contents, holding, pipe, show, sizes
 from pyvfio.cli.nvme.copy import Place
 from pyvfio.cli.nvme.ends import FileEnd, HexEnd, Started
 from pyvfio.cli.nvme.meter import Meter
@@ -79,9 +80,32 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert sizes.parse(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "4KB", "1P", "0xg", "4 K 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "K",
+        "-1",
+        "1.5M",
+        "4KB",
+        "1P",
+        "0xg",
+        "4 K 1",
+        "010",
+        "9" * 5000,
+        "\u0664K",
+        "0x" + "f" * 17,
+    ],
+    ids=lambda text: text[:9],
+)
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="64MiB"):
+        sizes.parse(text)
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "8388608T", "0xffffffffffffffffT"])
+def test_sizes_beyond_63_bits_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="more than any disk"):
         sizes.parse(text)
 
 
@@ -89,7 +113,7 @@ def test_a_bad_size_says_why_at_the_command_line(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as ended:
         main(["nvme", "read", BDF, "--size", "4KB"])
     assert ended.value.code == 2
-    assert "'4KB' is no size: write bytes, or 4K" in capsys.readouterr().err
+    assert "'4KB' is not a size: write bytes, or 4K" in capsys.readouterr().err
 
 
 @given(st.integers(0, 1 << 60))
@@ -114,6 +138,8 @@ def test_an_address_is_a_disk_and_anything_else_a_file() -> None:
         assert Place.parse(text) == Place(text)
     with pytest.raises(errors.ArgumentError, match="functions are 0 to 7"):
         Place.parse("01:00.9")
+    with pytest.raises(errors.ArgumentError, match="10 digits at most"):
+        Place.parse("01:00.0:" + "9" * 5000)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +154,9 @@ def test_an_address_is_a_disk_and_anything_else_a_file() -> None:
         (["read", BDF, "--hex", "-o", "x"], "--hex goes to standard output"),
         (["bench", BDF, "--depth", "0"], "--depth is at least 1"),
         (["bench", BDF, "--seconds", "0"], "--seconds is more than 0"),
+        (["bench", BDF, "--size", "1T"], "must be 1 GiB at most"),
+        (["bench", BDF, "--depth", "1000000000"], "must be 1 GiB at most"),
+        (["bench", BDF, "--queues", "9" * 100], "must be 1 GiB at most"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_a_device_is_looked_at(
@@ -310,6 +339,15 @@ def test_a_disk_whose_name_is_misspelt_does_not_become_a_file() -> None:
     with pytest.raises(errors.KernelError, match="ENOENT"):
         FileEnd("/dev/no-such-disk", writing=True)
     assert not Path("/dev/no-such-disk").exists()
+
+
+def test_wrong_completions_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    controller: Any = SimpleNamespace(device=SimpleNamespace(address=BDF), wrong_completions=0)
+    holding._say_if_wrong(controller)
+    assert not capsys.readouterr().err
+    controller.wrong_completions = 3
+    holding._say_if_wrong(controller)
+    assert f"{BDF} posted 3 completions that name no command" in capsys.readouterr().err
 
 
 def health(**changes: Any) -> SmartLog:

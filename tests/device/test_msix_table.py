@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvfio import errors
-from pyvfio.device import GuestMsixTable, MsixEntry
+from pyvfio._sys import File
+from pyvfio.abi import vfio
+from pyvfio.device import Area, GuestMsixTable, MsixEntry
+from pyvfio.device.msix import Msix
 
 entries = st.builds(
     MsixEntry,
@@ -57,3 +65,49 @@ def test_refuses_what_is_outside() -> None:
         table.write32(2, 0)
     with pytest.raises(IndexError):
         table[2]
+
+
+# As a device's capability has them: which BAR is there or not, and an offset of 32 bits.
+places = st.none() | st.tuples(
+    st.booleans(), st.sampled_from([0, 0x800, 0xFF8, 0x1000, 0xFFFFFFF8]) | st.integers(0, 1 << 32)
+)
+areas = st.lists(st.builds(Area, st.integers(0, 1 << 16), st.integers(0, 1 << 17)), max_size=3)
+
+
+@given(count=st.integers(0, 2048), table=places, pending=places, mappable=areas)
+def test_tables_anywhere_are_read_within_the_bar(
+    count: int,
+    table: tuple[bool, int] | None,
+    pending: tuple[bool, int] | None,
+    mappable: list[Area],
+) -> None:
+    """Where a device says that they are, or nowhere."""
+    read: list[int] = []
+
+    def read32(offset: int) -> int:
+        read.append(offset)
+        return 0
+
+    bar: Any = SimpleNamespace(name="BAR0", areas=tuple(mappable), read32=read32)
+
+    def place(where: tuple[bool, int] | None) -> Any:
+        return None if where is None else (bar if where[0] else None, where[1])
+
+    with File(os.memfd_create("device"), "device") as file:
+        msix = Msix(
+            file,
+            vfio.VFIO_PCI_MSIX_IRQ_INDEX,
+            "MSI-X",
+            flags=0,
+            count=count,
+            siblings=(),
+            table=place(table),
+            pending=place(pending),
+        )
+        with suppress(errors.Unsupported, errors.RangeError):
+            assert len(msix.table) == count
+            _ = msix.table[count - 1]
+        with suppress(errors.Unsupported, errors.RangeError):
+            msix.pending(count - 1)
+    for offset in read:
+        assert any(area.offset <= offset and offset + 4 <= area.end for area in mappable)

@@ -141,6 +141,23 @@ def test_a_freeze_is_noticed_before_the_open_that_undoes_it(sysfs_pe: MakePe) ->
     assert "BCM5719 and two Emulex cards are reset" in told
 
 
+@pytest.mark.parametrize("text", ["", "many", "0x" + "1" * 5000, "9" * 5000, "1_0"])
+def test_settings_must_be_numbers(tree: Tree, sysfs_pe: MakePe, text: str) -> None:
+    sysfs_pe()
+    folder = tree.sys / "kernel/debug/powerpc"
+    for name, other, right in (
+        ("eeh_enable", "eeh_max_freezes", "5"),
+        ("eeh_max_freezes", "eeh_enable", "0x1"),
+    ):
+        tree.write(folder / name, f"{text}\n")
+        tree.write(folder / other, f"{right}\n")
+        tree.write(folder / "eeh_disable_recovery", "N\n")
+        with pytest.raises(errors.KernelError, match="must hold a number") as caught:
+            debugfs.settings()
+        assert name in str(caught.value)
+        assert len(str(caught.value)) < 400
+
+
 def test_debugfs_not_mounted_too_old_or_there(tree: Tree, sysfs_pe: MakePe) -> None:
     sysfs_pe()
     function = Function("0000:01:00.0")

@@ -61,3 +61,9 @@ def test_a_host_without_eeh_and_one_where_it_is_off(tree: Tree) -> None:
     (tree.proc / "powerpc/eeh").unlink()
     with pytest.raises(errors.NoEeh, match="no EEH"):
         counters()
+
+
+@pytest.mark.parametrize("number", ["1" * 21, "1" * 5000, "\u0663", "-1", "1_0", ""])
+def test_number_longer_than_64_bits_is_refused(number: str) -> None:
+    with pytest.raises(errors.ArgumentError, match="is no count"):
+        Counters.parse(f"EEH Subsystem is enabled\nname={number}")

@@ -194,11 +194,17 @@ def test_errno_names_are_the_kernels() -> None:
 @pytest.mark.parametrize(
     "request_", [vfio.VFIO_DEVICE_SET_IRQS, kvm_abi.KVM_IRQFD, kvm_abi.KVM_SET_GSI_ROUTING]
 )
-@given(argument=st.binary(max_size=80) | st.integers(0, 2**64 - 1))
-def test_argument_of_any_length_is_taken_down(request_: Request, argument: bytes | int) -> None:
-    event = decode(request_, argument, 0, {})
+@given(
+    argument=st.binary(max_size=200) | st.integers(0, 2**64 - 1),
+    outcome=st.integers(0, 200) | st.integers(1, 200).map(lambda number: OSError(number, "")),
+)
+def test_argument_of_any_length_is_taken_down(
+    request_: Request, argument: bytes | int, outcome: int | OSError
+) -> None:
+    event = decode(request_, argument, outcome, {3: "kvm0"})
     assert event is not None
     assert event.ioctl == request_.name
+    assert len(str(event)) < 10_000
 
 
 def test_caller_has_the_result_whatever_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ import re
 import shutil
 import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from pyvfio.pci.capabilities import (
     Vpd,
     hidden_by_vfio,
 )
+from pyvfio.pci.capabilities import vpd as vpd_module
 from pyvfio.pci.capabilities.express import Indicator
 from pyvfio.pci.capabilities.names import EXTENDED_NAMES, STANDARD_NAMES
 from pyvfio.pci.config import ConfigSpace
@@ -579,6 +582,42 @@ def test_arbitrary_product_data_parses_or_is_malformed(data: bytes) -> None:
     assert sum(map(len, (vpd.identifier, *vpd.read_only.values()))) <= len(data)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        _resource(0x90, b"RV\x01\0" * 8190) + b"\x78",
+        _resource(0x90, b"RV\x01\0") * 4600 + b"\x78",
+        b"\x90\0\0" * 10_000 + b"\x78",
+        _resource(0x91, b"RV\0" * 10_000) + b"\x78",
+        b"\x08" * 40_000,
+        product_data(),
+    ],
+    ids=["checksums", "one each", "empty", "keywords", "no end", "usual"],
+)
+def test_product_data_is_read_a_few_times_at_most(data: bytes) -> None:
+    """So that it takes no longer for its length than it must."""
+    fetched = 0
+
+    def fetch(offset: int, length: int) -> bytes:
+        nonlocal fetched
+        if offset + length > len(data):
+            raise errors.MalformedConfig("the end")
+        fetched += length
+        return data[offset : offset + length]
+
+    with suppress(errors.MalformedConfig):
+        vpd_module._decode(fetch)
+    assert fetched <= 3 * len(data)
+
+
+def test_product_data_ends_where_the_window_ends() -> None:
+    """After 32 KiB, whatever follows."""
+    with pytest.raises(errors.MalformedConfig, match="ends after 32768 bytes"):
+        Vpd.parse(_resource(0x82, bytes(30_000)) + _resource(0x82, bytes(3_000)) + b"\x78")
+    with pytest.raises(errors.MalformedConfig, match="ends after 32768 bytes"):
+        Vpd.parse(b"\x08" * (1 << 20))
+
+
 class VpdWindow:
     """A device with product data behind its VPD capability at 0x40, slow by some polls."""
 
@@ -624,6 +663,24 @@ def test_a_window_to_endless_data() -> None:
     assert vpd is not None
     with pytest.raises(errors.MalformedConfig, match="no end tag within 32768 bytes"):
         vpd.load()
+
+
+def test_a_window_that_is_always_just_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it takes a minute at most, not an hour."""
+    now = 1000.0
+
+    def monotonic() -> float:
+        nonlocal now
+        now += 0.1
+        return now
+
+    clock = SimpleNamespace(monotonic=monotonic, sleep=lambda seconds: None)
+    monkeypatch.setattr(vpd_module, "time", clock)
+    vpd = ConfigSpace(VpdWindow(b"\x0f" * 0x10000, polls=2)).vpd
+    assert vpd is not None
+    with pytest.raises(errors.Unsupported, match="in 60 s, and there is no end tag yet"):
+        vpd.load()
+    assert now < 1000 + 70
 
 
 def test_product_data_is_not_in_a_dump() -> None:

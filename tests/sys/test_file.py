@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -294,3 +295,43 @@ def test_sysfs_reads_links_and_says_what_is_missing(tmp_path: Path) -> None:
     assert sysfs.link_name(tmp_path / "absent") is None
     with pytest.raises(errors.KernelError, match="ENOENT"):
         sysfs.read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("kind", [lambda: File(os.memfd_create("a"), "a"), EventFd])
+def test_closed_file_ends_without_python_code(kind: Callable[[], File]) -> None:
+    """What the handler of a signal raises in a finalizer is dropped."""
+    files = [kind() for _ in range(3)]
+    for file in files:
+        file.close()
+    del file
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    files.clear()
+    sys.setprofile(None)
+    assert called == []
+
+
+def test_descriptor_of_an_interrupted_close_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last call on it was kept from closing it."""
+    event = EventFd()
+    fd = event.fileno()
+
+    def interrupted(event: EventFd) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventFd, "_leave", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            event.close()
+    assert event.closed
+    os.fstat(fd)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was not forgotten
+        del event
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)

@@ -8,6 +8,7 @@ import time
 
 import pyvfio
 from pyvfio import errors, pci
+from pyvfio._sys.text import printable
 from pyvfio.device import Device, Irq
 from pyvfio.drivers import edu
 
@@ -19,6 +20,7 @@ def tell(address: str) -> None:
     function = pci.Function(address)
     is_edu = (function.vendor_id, function.device_id) == (edu.VENDOR_ID, edu.DEVICE_ID)
     name = "edu, QEMU's teaching device" if is_edu else function.device_name or "unknown device"
+    name = printable(name)
     print(f"── {function.address}: {name} ".ljust(72, "─"))
     before = function.driver
     with pci.bound(function.address):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 from pyvfio.cli.eeh import errorargs
 
@@ -170,4 +171,5 @@ def _proof(device: Device) -> Callable[[], str]:
 
 def _show(step: Step) -> None:
     failed = "FAILED: " if step.failed else ""
-    print(f"{step.seconds:7.2f} s  {step.name:<20} {failed}{step.said}", flush=True)
+    said = printable(step.said)
+    print(f"{step.seconds:7.2f} s  {step.name:<20} {failed}{said}", flush=True)

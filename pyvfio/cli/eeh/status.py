@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _print(report: dict[str, Any]) -> None:
     print(f"EEH is on; counted since boot: {counts or 'nothing'}")
     settings = report["settings"]
     if settings is None:
-        print(f"host's settings not shown: {report['no_settings']}")
+        print(f"host's settings not shown: {printable(report['no_settings'])}")
     else:
         recovers = "recovers" if settings["recovery"] else "does not recover"
         print(
@@ -140,5 +141,5 @@ def _line(entry: dict[str, Any]) -> str:
     noted = f" ({', '.join(entry['noted'])})" if entry["noted"] else ""
     return (
         f"{entry['address']}  PE {entry['pe']:#x}  {entry['state']}{noted}  "
-        f"{entry['driver'] or 'no driver'}"
+        f"{printable(entry['driver'] or 'no driver')}"
     )

@@ -25,6 +25,7 @@ _RANDOM_LBAS = 1 << 16  # drawn before the clock starts, then used again
 _SEED = 1
 _BATCH = 16  # times the depth
 _BATCH_BYTES = 16 << 20
+_MOST_BYTES = 1 << 30  # that the device reaches
 _LATENCY_PART = 5  # a fifth of the time again, for single commands
 _EPILOG = """\
 First `depth` commands are kept under way in each queue for the given time; then single
@@ -90,6 +91,11 @@ def run(options: argparse.Namespace) -> None:
         # Long enough that filling and draining the queue does not weigh, short enough to end.
         pieces = max(2 * pieces, min(_BATCH * pieces, _BATCH_BYTES // options.size))
     part = -(-pieces * options.size // mmap.PAGESIZE) * mmap.PAGESIZE
+    if part * options.queues > _MOST_BYTES:
+        raise errors.ArgumentError(
+            f"--size, --depth and --queues ask for {sizes.words(part * options.queues)} of memory "
+            f"together; it must be {sizes.words(_MOST_BYTES)} at most"
+        )
     memory = mmap.mmap(-1, part * options.queues)
     with holding.opened(
         options.address,

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 from pyvfio import errors
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 from pyvfio.cli.nvme import ends, holding, pipe, sizes, transfer
 from pyvfio.cli.nvme.meter import Meter
@@ -18,9 +19,10 @@ from pyvfio.pci import Address
 
 _DISK = re.compile(
     r"(?P<address>(?:[0-9a-f]{1,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-9a-f])"
-    r"(?::(?P<namespace>\d+))?",
-    re.IGNORECASE,
+    r"(?::(?P<namespace>[0-9]+))?",
+    re.IGNORECASE | re.ASCII,
 )
+_MOST_DIGITS = 10  # of a namespace's number, which has 32 bits
 _EPILOG = """\
 SOURCE and DESTINATION are each
   BDF[:NAMESPACE]   an NVMe disk, driven from here: 0000:01:00.0, 01:00.0:2
@@ -56,7 +58,13 @@ class Place:
         match = _DISK.fullmatch(text)
         if match is None:
             return cls(text)
-        namespace = None if match["namespace"] is None else int(match["namespace"])
+        namespace = None
+        if match["namespace"] is not None:
+            if len(match["namespace"]) > _MOST_DIGITS:
+                raise errors.ArgumentError(
+                    f"{text[:40]!r}: a namespace's number must have {_MOST_DIGITS} digits at most"
+                )
+            namespace = int(match["namespace"])
         return cls(text, Address.parse(match["address"]), namespace)
 
 
@@ -128,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
             with Meter("verify", wrote) as meter:
                 pipe.compare(source, target, wrote, pieces, meter)
             said += ", read back and found the same"
-        print(said, file=sys.stderr)
+        print(printable(said), file=sys.stderr)
 
 
 def _check_places(source: Place, target: Place) -> None:
@@ -166,10 +174,9 @@ def _progress_told(source: ends.End, target: ends.End, size: int | None) -> Iter
             yield meter
         except BaseException:
             of = "" if size is None else f" of {size:,}"
-            print(
-                f"pyvfio: stopped after {meter.done:,}{of} bytes from {source.name}; "
-                f"{target.name} is not complete",
-                file=sys.stderr,
+            common.notice(
+                f"stopped after {meter.done:,}{of} bytes from {source.name}; {target.name} is not "
+                "complete"
             )
             raise
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pyvfio import errors
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 from pyvfio.cli.nvme import contents
 from pyvfio.cli.nvme.sizes import words
@@ -79,7 +80,19 @@ def opened(
         with nvme.Controller(
             device, queues=queues, depth=depth, interrupts=interrupts
         ) as controller:
-            yield controller
+            try:
+                yield controller
+            finally:
+                _say_if_wrong(controller)
+
+
+def _say_if_wrong(controller: Controller) -> None:
+    """Say that a controller does not keep to the specification, if it was seen not to."""
+    if count := controller.wrong_completions:
+        common.notice(
+            f"{controller.device.address} posted {count} completions that name no command under "
+            "way: what it reads and writes cannot be relied on"
+        )
 
 
 def namespace(controller: Controller, number: int | None) -> Namespace:
@@ -130,6 +143,7 @@ def confirm(what: str) -> None:
     Raises:
         StateError: the answer was not yes.
     """
-    print(f"This overwrites {what}.\nGo on? [y/N] ", end="", file=sys.stderr, flush=True)
+    said = f"This overwrites {printable(what)}."
+    print(f"{said}\nGo on? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise errors.StateError("not confirmed, so nothing was written")

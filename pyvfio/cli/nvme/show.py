@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from pyvfio._sys.text import printable
 from pyvfio.cli import common
 from pyvfio.cli.nvme import holding
 from pyvfio.cli.nvme.sizes import words
@@ -183,7 +184,7 @@ def _decimal(size: int) -> str:
 
 
 def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
-    """Names and values, side by side."""
+    """Names and values, side by side; a value that is a text is a device's, and no markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -191,6 +192,5 @@ def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows:
-        # What a device says of itself is no markup.
-        table.add_row(name, Text(value) if isinstance(value, str) else value)
+        table.add_row(name, Text(printable(value)) if isinstance(value, str) else value)
     return table

@@ -7,7 +7,11 @@ import re
 
 from pyvfio import errors
 
-_SIZE = re.compile(r"(?P<number>0x[0-9a-f]+|\d+)\s*(?:(?P<unit>[kmgt])(?:ib)?|b)?", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(?P<number>0x[0-9a-f]{1,16}|0|[1-9][0-9]{0,18})\s*(?:(?P<unit>[kmgt])(?:ib)?|b)?",
+    re.IGNORECASE | re.ASCII,
+)
+_MOST = (1 << 63) - 1  # bytes: an offset in a file has no more
 _UNITS = "kmgt"
 
 
@@ -20,10 +24,13 @@ def parse(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no size: write bytes, or 4K, 1M, 64MiB, 1G (powers of 1024)"
+            f"{text[:40]!r} is not a size: write bytes, or 4K, 1M, 64MiB, 1G (powers of 1024)"
         )
     unit = (match["unit"] or "").lower()
-    return int(match["number"], 0) << 10 * (_UNITS.index(unit) + 1 if unit else 0)
+    size = int(match["number"], 0) << 10 * (_UNITS.index(unit) + 1 if unit else 0)
+    if size > _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than any disk or file has")
+    return size
 
 
 def at_least(least: int, option: str, number: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pyvfio import errors
 from pyvfio.drivers.nvme.operation import Operation
-from pyvfio.drivers.nvme.queue import Queue, ended_badly
+from pyvfio.drivers.nvme.queue import FAILED, Queue, ended_badly
 
 
 class Burst(Operation):
@@ -24,7 +24,6 @@ class Burst(Operation):
         "_iovas",
         "_lbas",
         "_lock",
-        "_memory",
         "_namespace",
         "_opcode",
         "_queue",
@@ -33,6 +32,7 @@ class Burst(Operation):
         "_waits",
         "_window",
         "expired",
+        "memory",
         "name",
         "timeout",
     )
@@ -64,7 +64,7 @@ class Burst(Operation):
         self._opcode = opcode
         self._namespace = namespace
         self._lbas = lbas
-        self._memory: memoryview | None = memory
+        self.memory: memoryview | None = memory
         self._blocks = blocks
         self._size = memory.nbytes // len(lbas)
         self._iovas = range(iova, iova + memory.nbytes, self._size)
@@ -100,12 +100,12 @@ class Burst(Operation):
         self._waits = self._at < end
         return not self._waits
 
-    def completed(self, identifier: int, field: int, result: int) -> None:
+    def completed(self, identifier: int, entry: int, result: int) -> None:
         """As :meth:`Work.completed`."""
         which = self._under_way.pop(identifier)
-        if field & 0x7FF and self._failed is None:
+        if entry & FAILED and self._failed is None:
             name = f"{self.name} {self._lbas[which]} (number {which} of {len(self._lbas)})"
-            self._failed = ended_badly(self, field, name)
+            self._failed = ended_badly(self, entry, name)
 
     def advance(self) -> None:
         """As :meth:`Work.advance`."""
@@ -127,5 +127,5 @@ class Burst(Operation):
             more = self._failed is None and self._at < len(self._lbas)
             if self.done or self._under_way or more:
                 return
-            self._memory = None
+            self.memory = None
         self._finish(self._failed)

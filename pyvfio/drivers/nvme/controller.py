@@ -1,4 +1,4 @@
-"""An NVMe controller: brought up, asked, mended, shut down (NVMe Base Specification 2.0)."""
+"""An NVMe controller: bringing up, commands, recovery, shutdown (NVMe Base Specification 2.0)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,34 @@ from typing import Any
 from pyvfio import errors
 from pyvfio._sys.closing import Closing
 from pyvfio.device import Device, Region, Vector, Vectors
-from pyvfio.drivers.nvme import identify, logs, spec, status
+from pyvfio.drivers.nvme import identify, logs, quirks, spec, status
 from pyvfio.drivers.nvme.line import Line
 from pyvfio.drivers.nvme.namespace import Namespace
-from pyvfio.drivers.nvme.queue import Command, Queue, Work
+from pyvfio.drivers.nvme.queue import MOST_ENTRIES, Command, Queue, Work
 from pyvfio.drivers.nvme.spec import Admin, Feature, Identify
+from pyvfio.drivers.nvme.withheld import Withheld
 from pyvfio.iommu import AddressSpace
 
 _ADMIN_DEPTH = 32
 _SHUTDOWN_SECONDS = 10.0
+"""How long the controller may take to shut down, if it claims to need less."""
+_MOST_SHUTDOWN_SECONDS = 60.0
+"""The same, whatever it claims to need (RTD3E)."""
 _ABORT_SECONDS = 3.0
 """How long a command may take to end after it was aborted, before the controller is reset."""
 _POLL_SECONDS = 0.0002
-_LEAST_SECONDS = 2.0
-"""How long the controller may take to become ready, if it claims to need less."""
+_LEAST_SECONDS = 5.0
+"""How long the controller may take to become ready, and its registers to read all ones after a
+reset, if it claims to need less (CAP.TO; at most it can claim 127.5 s)."""
+_MOST_MPSMIN = 4
+"""Memory pages of 64 KiB, which is as much as any host has."""
+_MOST_BYTES = spec.MOST_BLOCKS * spec.LEAST_BLOCK
+"""Of one command, whatever its blocks: more of the smallest do not fit its number of blocks."""
+_MOST_NAMESPACES = 4096
+_LISTING_SECONDS = 60.0
+"""How long finding out which namespaces there are may take, and one command more."""
+_TOLERATED = 1
+"""Wrong completions; at one more the controller is reset."""
 
 
 class Controller(Closing):
@@ -46,6 +60,9 @@ class Controller(Closing):
         max_transfer: bytes that one command moves at most.
         queues: the I/O queues, each with a vector of its own if there are enough.
         resets: how many times it had to be reset.
+
+    What it says is not trusted: a register or field that asks for more than this driver's limits is
+    an error that names it, and a completion of no command under way completes none.
     """
 
     identity: identify.ControllerIdentity
@@ -65,14 +82,16 @@ class Controller(Closing):
         Args:
             device: opened, and the caller's to close afterwards.
             queues: I/O queue pairs; fewer if the controller has no more.
-            depth: entries of each, one more than can be under way; fewer if it takes no more.
+            depth: entries of each, one more than can be under way; fewer if it takes no more, and
+                4,096 at most.
             interrupts: wait by MSI-X or MSI; False, or a device without, looks all the time.
             timeout: seconds that a command may take.
 
         Raises:
-            Unsupported: it is no NVMe controller, or one without the NVM command set.
+            Unsupported: it is no NVMe controller, or one without the NVM command set, or it needs
+                what this driver does not do.
             ArgumentError: no queues, or queues too small.
-            ControllerFailed: it does not become ready.
+            ControllerFailed: it does not become ready, or says what makes no sense.
             DeviceGone: it does not answer.
             KernelError: the kernel refused memory or interrupts.
         """
@@ -86,23 +105,29 @@ class Controller(Closing):
         self._everything: list[Queue] = []
         self._vectors: Vectors | None = None
         self._registers = _registers(device)
-        self._capabilities = self._registers.read64(spec.CAP)
-        self._check_capabilities()
         if queues < 1 or depth < 2:
             raise errors.ArgumentError("an NVMe driver needs a queue, and a queue two entries")
-        depth = min(depth, (self._capabilities & 0xFFFF) + 1)
+        quirk = quirks.find(device.config)
+        self._patience = _LEAST_SECONDS  # seconds for its registers to answer
+        self._silent: tuple[float, float] | None = None  # when it was seen, first and last
+        self._until = 0.0  # until then a command of bringing up or shutting down is waited for
+        self._capabilities = self._answered(lambda: self._registers.read64(spec.CAP), 64)
+        self._patience = max((self._capabilities >> 24 & 0xFF) / 2, _LEAST_SECONDS)
+        depth = min(depth, self._check_capabilities(quirk), MOST_ENTRIES)
         self._page = 4096 << (self._capabilities >> 48 & 0xF)
+        self._withheld = Withheld()
         # Held by whoever resets the controller, and while it is closed.
-        self._mending = threading.Lock()
+        self._recovering = threading.Lock()
         with ExitStack() as stack:
             stack.callback(self._let_go)
             # Before the controller is enabled: an admin queue that is older than its vector gets no
             # interrupts from some controllers, QEMU's among them.
             if interrupts:
-                self._vectors = self._enable_vectors(queues + 1)
+                self._vectors = self._enable_vectors(1 if quirk.single_vector else queues + 1)
             vectors: list[Vector | None] = list(self._vectors or [None])
             lines = [Line(vector, self._diagnose) for vector in vectors]
             self._admin = self._make_queue(0, _ADMIN_DEPTH, lines[0])
+            self._disable()
             self._enable()
             count = min(queues, self._count_of_queues(queues))
             # With fewer vectors than queues the last ones share; the admin queue has the first.
@@ -127,13 +152,21 @@ class Controller(Closing):
     @property
     def version(self) -> tuple[int, int, int]:
         """The specification's version that it follows, from its register."""
-        version = self._registers.read32(spec.VS)
+        version = self._read(spec.VS)
         return version >> 16, version >> 8 & 0xFF, version & 0xFF
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
         return self._closed
+
+    @property
+    def wrong_completions(self) -> int:
+        """How many completions named no command that was under way.
+
+        They complete nothing. The second one since the controller was started has it reset.
+        """
+        return sum(queue.wrong_completions for queue in self._everything)
 
     # Commands.
 
@@ -173,7 +206,7 @@ class Controller(Closing):
                 if after is not None:
                     after(command, buffer.view[:size])
             finally:
-                buffer.close()
+                command.queue.release(buffer)
 
         try:
             return self._admin.command(
@@ -330,9 +363,19 @@ class Controller(Closing):
 
         One that cannot be identified is left out; :meth:`identify_namespace` says why. The objects
         of those that there were stay, with what is new.
+
+        Raises:
+            ControllerFailed: they are more than any controller has, or it takes too long.
+            And as :meth:`Operation.wait`.
         """
         found: dict[int, Namespace] = {}
+        end = time.monotonic() + _LISTING_SECONDS
         for id in self._active_namespaces():
+            if time.monotonic() > end:
+                raise status.ControllerFailed(
+                    f"{self.device.address} listed {len(found)} namespaces, up to ID {id}, in "
+                    f"{_LISTING_SECONDS:g} s, and lists more"
+                )
             try:
                 identity = self.identify_namespace(id)
             except (status.CommandFailed, errors.MalformedConfig):
@@ -344,23 +387,46 @@ class Controller(Closing):
         self.namespaces = found
 
     def _active_namespaces(self) -> Iterator[int]:
-        if self.version < (1, 1, 0):  # which has no list
-            yield from range(1, self.identity.namespaces + 1)
-            return
-        last = 0
-        while True:
-            _, data = self.admin(
-                Admin.IDENTIFY,
-                Identify.ACTIVE_NAMESPACES,
-                namespace=last,
-                size=identify.SIZE,
-                name="identify active namespaces",
-            )
+        """Their IDs, in rising order.
+
+        Raises:
+            ControllerFailed: they are more than any controller has.
+        """
+        last = count = 0
+        # Version 1.0 has no list, and some later controllers refuse it.
+        listed = self.version >= (1, 1, 0)
+        while listed:
+            try:
+                _, data = self.admin(
+                    Admin.IDENTIFY,
+                    Identify.ACTIVE_NAMESPACES,
+                    namespace=last,
+                    size=identify.SIZE,
+                    name="identify active namespaces",
+                )
+            except status.CommandFailed:
+                if last:
+                    raise
+                break
             ids = identify.active_namespaces(data)
-            yield from ids
-            if len(ids) < identify.SIZE // 4 or ids[-1] <= last:
+            before = last
+            for id in ids:
+                if last < id < spec.ALL_NAMESPACES:
+                    last = id
+                    count += 1
+                    self._check_count(count, "active namespaces (Identify CNS 0x02)")
+                    yield id
+            if len(ids) < identify.SIZE // 4 or last == before:
                 return
-            last = ids[-1]
+        highest = self.identity.namespaces
+        self._check_count(highest, "namespaces (Identify Controller, NN)")
+        yield from range(1, highest + 1)
+
+    def _check_count(self, count: int, what: str) -> None:
+        if count > _MOST_NAMESPACES:
+            raise status.ControllerFailed(
+                f"{self.device.address} names {count} {what}; this driver takes {_MOST_NAMESPACES}"
+            )
 
     def identify_namespace(self, id: int) -> identify.NamespaceIdentity:
         """What a namespace says of itself.
@@ -379,7 +445,13 @@ class Controller(Closing):
         )
         if not any(data):
             raise status.InvalidNamespace(0x00B, f"identify namespace {id}")
-        return identify.NamespaceIdentity.parse(data)
+        identity = identify.NamespaceIdentity.parse(data)
+        if identity.blocks * identity.current.block_size > identify.MOST_BYTES:
+            raise errors.MalformedConfig(
+                f"namespace {id} says that it has {identity.blocks:#x} blocks (NSZE) of "
+                f"{identity.current.block_size} bytes, which is larger than any disk"
+            )
+        return identity
 
     def abort(self, command: Command) -> bool:
         """Ask the controller to abort a command that is under way.
@@ -411,7 +483,9 @@ class Controller(Closing):
         """
         if self._closed:
             raise errors.Closed("the NVMe controller is closed")
-        self._mend(lambda work: status.ControllerReset("the controller was reset by this process"))
+        self._recover(
+            lambda work: status.ControllerReset("the controller was reset by this process")
+        )
         if (failure := self._admin.refusal) is not None:
             raise failure
 
@@ -424,9 +498,9 @@ class Controller(Closing):
         Raises:
             ControllerFailed: it did not shut down in time: what was not flushed may be lost.
         """
-        if self._released or (self._closed and self._mending.locked()):
+        if self._released or (self._closed and self._recovering.locked()):
             return
-        with self._mending:
+        with self._recovering:
             if self._released:
                 return
             self._closed = True
@@ -439,24 +513,47 @@ class Controller(Closing):
 
     # Bringing up.
 
-    def _check_capabilities(self) -> None:
-        if self._capabilities == (1 << 64) - 1:
-            raise self._gone()
+    def _check_capabilities(self, quirk: quirks.Quirk) -> int:
+        """Check the register CAP; returns how many entries a queue can have."""
+        address = self.device.address
+        if quirk.refused:
+            raise errors.Unsupported(f"{address} is not supported: {quirk.refused}")
         if not self._capabilities >> 37 & 1:
+            raise errors.Unsupported(f"{address} does not speak the NVM command set (CAP.CSS)")
+        smallest = self._capabilities >> 48 & 0xF
+        if smallest > _MOST_MPSMIN:
             raise errors.Unsupported(
-                f"{self.device.address} does not speak the NVM command set (CAP.CSS)"
+                f"{address} needs memory pages of {4 << smallest} KiB (CAP.MPSMIN {smallest}); "
+                f"this driver has pages up to {4 << _MOST_MPSMIN} KiB"
             )
+        entries = (self._capabilities & 0xFFFF) + 1
+        if entries == 1:
+            entries = quirk.entries_for_mqes_0
+        if entries < 2:
+            raise status.ControllerFailed(
+                f"{address} has no room for a command in its queues (CAP.MQES 0)"
+            )
+        return min(entries, quirk.most_entries)
 
     def _make_queue(self, number: int, depth: int, line: Line) -> Queue:
+        stride = 4 << (self._capabilities >> 32 & 0xF)
+        end = spec.DOORBELLS + 2 * (number + 1) * stride
+        if end > self._registers.size:
+            raise status.ControllerFailed(
+                f"{self.device.address}: the doorbells of queue {number}, {stride} bytes apart "
+                f"(CAP.DSTRD {self._capabilities >> 32 & 0xF}), end at {end:#x}, and BAR 0 has "
+                f"{self._registers.size:#x} bytes"
+            )
         queue = Queue(
             number,
             depth,
             line,
             alloc=self.space.alloc,
             write32=self._registers.write32,
-            stride=4 << (self._capabilities >> 32 & 0xF),
+            stride=stride,
             page=self._page,
             timeout=self.timeout,
+            withheld=self._withheld,
         )
         self._everything.append(queue)
         line.queues.append(queue)
@@ -469,8 +566,7 @@ class Controller(Closing):
         return None
 
     def _enable(self) -> None:
-        """Make the controller ready, with its admin queue."""
-        self._disable()
+        """Make the controller, which is idle, ready with its admin queue."""
         registers = self._registers
         submissions, completions = self._admin.iovas
         registers.write32(spec.AQA, (_ADMIN_DEPTH - 1) << 16 | _ADMIN_DEPTH - 1)
@@ -481,13 +577,13 @@ class Controller(Closing):
         page_size = self._page.bit_length() - 13
         registers.write32(spec.CC, spec.CC_ENTRY_SIZES | page_size << 7 | spec.CC_ENABLE)
         self._become(spec.CSTS_READY, spec.CSTS_READY, "ready")
+        self._until = time.monotonic() + self.timeout
         self._admin.run()
 
     def _disable(self) -> None:
+        """Make the controller idle: it reaches memory no more."""
         registers = self._registers
-        configuration = registers.read32(spec.CC)
-        if configuration == spec.GONE:
-            raise self._gone()
+        configuration = self._read(spec.CC)
         if configuration & spec.CC_ENABLE:
             # One that is becoming ready is not to be disturbed (Base 2.0, 3.5.1).
             with suppress(status.ControllerFailed):
@@ -497,42 +593,87 @@ class Controller(Closing):
         self._become(spec.CSTS_READY, 0, "idle")
 
     def _become(self, mask: int, value: int, what: str, seconds: float = 0.0) -> None:
-        """Wait for the controller's status."""
-        seconds = max(seconds, (self._capabilities >> 24 & 0xFF) / 2, _LEAST_SECONDS)
+        """Wait for the controller's status.
+
+        After a step that resets it, some controllers read all ones, for up to 2 s: that is waited
+        for as well.
+        """
+        seconds = max(seconds, self._patience)
         end = time.monotonic() + seconds
-        while (now := self._registers.read32(spec.CSTS)) & mask != value:
+        while True:
+            # Before the look: a process that was stopped meanwhile must look once more.
+            late = time.monotonic() > end
+            now = self._registers.read32(spec.CSTS)
             if now == spec.GONE:
-                raise self._gone()
-            if now & spec.CSTS_FATAL and value:
+                if late or not self._is_on_the_bus():
+                    raise self._gone()
+            elif now & mask == value:
+                return
+            elif now & spec.CSTS_FATAL and value:
                 raise status.ControllerFailed(
                     f"{self.device.address} reports a fatal status (CSTS {now:#x}) instead of "
                     f"becoming {what}"
                 )
-            if time.monotonic() > end:
+            elif late:
                 raise status.ControllerFailed(
                     f"{self.device.address} has not become {what} within {seconds:g} s "
-                    f"(CSTS {now:#x}): reset the device"
+                    f"(CAP.TO {self._capabilities >> 24 & 0xFF}, CSTS {now:#x}): reset the device"
                 )
             time.sleep(_POLL_SECONDS)
 
+    def _read(self, register: int) -> int:
+        """Read a register, as soon as it does not read all ones.
+
+        Raises:
+            DeviceGone: it does so for too long, or config space does as well.
+        """
+        return self._answered(lambda: self._registers.read32(register), 32)
+
+    def _answered(self, read: Callable[[], int], bits: int) -> int:
+        end = time.monotonic() + self._patience
+        while True:
+            late = time.monotonic() > end
+            value = read()
+            if value != (1 << bits) - 1:
+                return value
+            if late or not self._is_on_the_bus():
+                raise self._gone()
+            time.sleep(_POLL_SECONDS)
+
+    def _is_on_the_bus(self) -> bool:
+        """Whether config space answers, whatever the registers do."""
+        try:
+            return self.device.config.vendor_id != 0xFFFF
+        except errors.Error:
+            return False
+
     def _do(self, opcode: Admin, *dwords: int, iova: int = 0) -> int:
-        """An admin command while the controller is brought up: nobody mends it then."""
+        """An admin command while the controller is brought up: nothing recovers it then.
+
+        All of them together are waited for until `_until`.
+        """
+        late = time.monotonic() > self._until
         command = self._admin.command(opcode, *dwords, iova=iova)
-        end = time.monotonic() + self.timeout
-        while not command.done:
+        while not late:
+            late = time.monotonic() > self._until
             self._admin.ring()
-            if self._admin.reap():
+            found = self._admin.reap()
+            if command.done:
+                return command.result()
+            if found:
                 continue
             now = self._registers.read32(spec.CSTS)
             if now == spec.GONE:
-                raise self._gone()
-            if now & spec.CSTS_FATAL or time.monotonic() > end:
-                raise status.ControllerFailed(
-                    f"{self.device.address} did not do {command.name} (CSTS {now:#x})"
-                    + ("" if self.device.bus_master else ": its bus mastering is off")
-                )
+                if not self._is_on_the_bus():
+                    raise self._gone()
+            elif now & spec.CSTS_FATAL:
+                break
             time.sleep(_POLL_SECONDS)
-        return command.result()
+        now = self._registers.read32(spec.CSTS)
+        raise status.ControllerFailed(
+            f"{self.device.address} did not do {command.name} (CSTS {now:#x})"
+            + ("" if self.device.bus_master else ": its bus mastering is off")
+        )
 
     def _count_of_queues(self, wanted: int) -> int:
         """Ask for I/O queues; returns how many there may be."""
@@ -552,7 +693,7 @@ class Controller(Closing):
             self._do(
                 Admin.CREATE_SUBMISSION_QUEUE,
                 size | queue.number,
-                queue.number << 16 | spec.QUEUE_CONTIGUOUS,
+                queue.number << 16 | spec.QUEUE_MEDIUM_PRIORITY | spec.QUEUE_CONTIGUOUS,
                 iova=submissions,
             )
             queue.run()
@@ -562,8 +703,18 @@ class Controller(Closing):
             Admin.IDENTIFY, Identify.CONTROLLER, size=identify.SIZE, name="identify controller"
         )
         self.identity = identify.ControllerIdentity.parse(data)
+        for field, required, ours in (
+            ("SQES", data[512], spec.SUBMISSION_ENTRY),
+            ("CQES", data[513], spec.COMPLETION_ENTRY),
+        ):
+            if 1 << (required & 0xF) > ours:
+                raise errors.Unsupported(
+                    f"{self.device.address} requires queue entries of {1 << (required & 0xF)} "
+                    f"bytes (Identify Controller, {field} {required:#04x}); this driver's have "
+                    f"{ours}"
+                )
         self._most_aborts = self.identity.aborts
-        self.max_transfer = self._admin.largest
+        self.max_transfer = min(self._admin.largest, _MOST_BYTES)
         if self.identity.transfer_pages:
             # By the register's smallest page, which is ours.
             self.max_transfer = min(
@@ -571,20 +722,20 @@ class Controller(Closing):
             )
         self.refresh()
 
-    # Mending.
+    # Recovery.
 
     def _diagnose(self) -> Callable[[], None] | None:
         """Look at the controller's health, and abort what takes too long.
 
         Returns:
-            What mends the controller, which may take seconds; None if nothing is to be done.
+            What recovers the controller, which may take seconds; None if nothing is to be done.
         """
         seen = self.resets  # before the look whether somebody is at it
-        if self._closed or self._mending.locked():
+        if self._closed or self._recovering.locked():
             return None
         if any(queue.stopped for queue in self._everything):
             return partial(
-                self._mend,
+                self._recover,
                 lambda work: status.ControllerReset(
                     f"{self.device.address} was reset, since the driver was interrupted at work"
                 ),
@@ -597,10 +748,11 @@ class Controller(Closing):
                 return None  # as for the moment in which somebody writes its command register
             return partial(self._give_up, error, seen)
         if now == spec.GONE:
-            return partial(self._give_up, self._gone(), seen)
+            return self._wait_for_registers(seen)
+        self._silent = None
         if now & spec.CSTS_FATAL:
             return partial(
-                self._mend,
+                self._recover,
                 lambda work: status.ControllerFatal(
                     f"{self.device.address} reported a fatal status (CSTS {now:#x}), and was reset"
                 ),
@@ -608,15 +760,37 @@ class Controller(Closing):
             )
         if not now & spec.CSTS_READY:
             return partial(
-                self._mend,
+                self._recover,
                 lambda work: status.ControllerReset(
                     f"{self.device.address} was reset by somebody else"
                 ),
                 seen,
             )
+        if sum(queue.wrong_since_start for queue in self._everything) > _TOLERATED:
+            last = max(self._everything, key=lambda queue: queue.wrong_since_start).last_wrong
+            return partial(
+                self._recover,
+                lambda work: status.ControllerFatal(
+                    f"{self.device.address} completed what was not under way, more than once (at "
+                    f"last {last}), and was reset"
+                ),
+                seen,
+            )
         if self._abort_expired():
-            return partial(self._mend, self._timed_out, seen)
+            return partial(self._recover, self._timed_out, seen)
         return None
+
+    def _wait_for_registers(self, seen: int) -> Callable[[], None] | None:
+        """The registers read all ones: give up once that is for good."""
+        if self._is_on_the_bus():
+            now = time.monotonic()
+            first, last = self._silent or (now, now)
+            if now - last > self._patience:  # nobody has looked since
+                first = now
+            self._silent = first, now
+            if now - first <= self._patience:
+                return None
+        return partial(self._give_up, self._gone(), seen)
 
     def _abort_expired(self) -> bool:
         """Abort what takes too long; returns whether that did not help."""
@@ -625,10 +799,13 @@ class Controller(Closing):
             queue.line.look()  # what has ended is not late, though nobody may wait there
             for identifier, work, abort in queue.expired(now):
                 if abort is None:
-                    if sum(queue.aborts_asked for queue in self._everything) < self._most_aborts:
+                    asked = [asked for queue in self._everything for asked in queue.aborts_asked]
+                    if len(asked) < self._most_aborts:
                         work.expired = True
                         with suppress(errors.Error):  # it has failed then: there is no controller
                             self._start_abort(queue, identifier, work)
+                    elif now > min(asked) + _ABORT_SECONDS:
+                        return True  # the one that is in the way is never answered
                 elif now > abort.asked + _ABORT_SECONDS:
                     return True
         return False
@@ -655,15 +832,15 @@ class Controller(Closing):
             "controller was reset"
         )
 
-    def _mend(self, error: Callable[[Work], Exception], seen: int | None = None) -> None:
+    def _recover(self, error: Callable[[Work], Exception], seen: int | None = None) -> None:
         """Reset the controller, and fail what is under way.
 
         Args:
             error: gives each one's error.
             seen: how many resets there had been at the diagnosis; None to reset anyway.
         """
-        if not self._mending.acquire(blocking=False):
-            with self._mending:  # somebody does so already
+        if not self._recovering.acquire(blocking=False):
+            with self._recovering:  # somebody does so already
                 return
         try:
             if self._closed or self._is_late(seen):
@@ -680,6 +857,7 @@ class Controller(Closing):
                     self.device.reset()
                     self._disable()
                 # The device is idle: what was under way reaches memory no more.
+                self._withheld.end()
                 for queue in self._everything:
                     queue.fail(error)
                 if self._admin.refusal is not None:
@@ -696,10 +874,10 @@ class Controller(Closing):
             except errors.Error as failure:
                 self._fail_all(failure)
         finally:
-            self._mending.release()
+            self._recovering.release()
 
     def _give_up(self, error: Exception, seen: int) -> None:
-        with self._mending:
+        with self._recovering:
             if not self._is_late(seen):
                 self._fail_all(error)
 
@@ -709,7 +887,8 @@ class Controller(Closing):
 
     def _fail_all(self, failure: Exception) -> None:
         """There is no controller any more."""
-        # It may still write to what was under way: keep it from doing so.
+        # It may still write to what was under way: keep it from doing so, and keep that memory.
+        self._withheld.begin()
         with suppress(errors.Error):
             self.device.bus_master = False
         for queue in self._everything:
@@ -730,28 +909,32 @@ class Controller(Closing):
         for queue in self.queues:
             queue.stop()
         try:
-            now = self._registers.read32(spec.CSTS)
+            now = self._read(spec.CSTS)
         except errors.Error:
             return
-        if now == spec.GONE or not now & spec.CSTS_READY or now & spec.CSTS_FATAL:
+        if not now & spec.CSTS_READY or now & spec.CSTS_FATAL:
             return
+        self._until = time.monotonic() + min(self.timeout, _SHUTDOWN_SECONDS)
         with suppress(errors.Error):  # the shutdown does without
             for queue in self.queues:
                 self._do(Admin.DELETE_SUBMISSION_QUEUE, queue.number)
                 self._do(Admin.DELETE_COMPLETION_QUEUE, queue.number)
         with suppress(errors.DeviceGone, errors.StateError):
-            configuration = self._registers.read32(spec.CC)
+            configuration = self._read(spec.CC)
             self._registers.write32(spec.CC, configuration | spec.CC_NORMAL_SHUTDOWN)
-            seconds = max(_SHUTDOWN_SECONDS, self.identity.shutdown_seconds)
+            claimed = min(self.identity.shutdown_seconds, _MOST_SHUTDOWN_SECONDS)
+            seconds = max(_SHUTDOWN_SECONDS, claimed)
             self._become(spec.CSTS_SHUTDOWN, spec.CSTS_SHUT_DOWN, "shut down", seconds)
 
     def _let_go(self) -> None:
         """Give everything back, after making sure that the device uses it no more."""
         self._closed = True
         closed = errors.Closed("the NVMe controller was closed")
+        self._withheld.begin()  # until it is known to be idle
         # The last one first, and each, whatever becomes of the others.
         with ExitStack() as steps:
             steps.callback(setattr, self, "_released", True)
+            steps.callback(self._withheld.leave_to, self.space)
             for queue in self._everything:
                 steps.callback(queue.close)
             if self._vectors is not None:
@@ -764,6 +947,7 @@ class Controller(Closing):
         """The controller reaches memory no more."""
         try:
             self._disable()
+            self._withheld.end()
         except BaseException as error:
             with suppress(errors.Error):
                 self.device.bus_master = False

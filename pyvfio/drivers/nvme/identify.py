@@ -9,6 +9,8 @@ from pyvfio import errors
 
 SIZE = 4096
 """Bytes of every Identify data structure."""
+MOST_BYTES = 1 << 63
+"""Of a namespace: an offset in a file has no more."""
 
 
 def _text(data: bytes) -> str:
@@ -19,6 +21,8 @@ def _text(data: bytes) -> str:
 @dataclass(frozen=True)
 class ControllerIdentity:
     """A controller.
+
+    Texts are as it sent them: they may hold what a terminal obeys.
 
     Attributes:
         vendor_id: PCI vendor ID.
@@ -162,6 +166,7 @@ class NamespaceIdentity:
             raise errors.MalformedConfig(
                 f"the namespace says it has format {index}, and offers "
                 + (", ".join(map(str, formats)) or "none")
+                + f" (FLBAS {current:#04x}, NLBAF {last})"
             )
         return cls(
             blocks=blocks,

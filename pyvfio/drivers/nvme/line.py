@@ -41,17 +41,17 @@ class Line:
         """
         Args:
             vector: the interrupt; None looks instead of sleeping.
-            diagnose: called every :data:`TICK` by whoever waits; gives what must be done to mend
+            diagnose: called every :data:`TICK` by whoever waits; gives what must be done to recover
                 the controller, which may take seconds.
         """
         self.vector = vector
         self._diagnose = diagnose
         self.queues: list[Queue] = []
-        # One thread sleeps on the vector, the others on the condition until it is back. The lock is
-        # taken by itself: Condition.__enter__ and __exit__ are Python code, in which an exception
-        # of a signal handler leaves the lock held.
+        # One thread sleeps on the vector, each of the others on a lock of its own until that one
+        # is back: in threading.Condition, which is Python code, a signal's handler may raise while
+        # the lock is not held, and what releases it then releases another thread's.
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._sleepers: list[threading.Lock] = []
         self._asleep = False
         self._waiting = 0
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
@@ -74,14 +74,16 @@ class Line:
         """Wait until an operation is done."""
         tick = time.monotonic() + TICK
         while not operation.done:
-            if self.look():
-                continue
+            found = self.look()
+            if operation.done:
+                return
+            # In every round: a controller that goes on posting completions gains no time by it.
             left = tick - time.monotonic()
             if left <= 0:
                 tick = time.monotonic() + TICK
-                if (mend := self._diagnose()) is not None:
-                    mend()
-            elif self.vector is not None:
+                if (recover := self._diagnose()) is not None:
+                    recover()
+            elif not found and self.vector is not None:
                 self._sleep(self.vector, operation, left)
 
     @contextmanager
@@ -100,30 +102,42 @@ class Line:
                 watch.close()
 
     def _sleep(self, vector: Vector, operation: Operation, seconds: float) -> None:
-        with self._lock:
-            self._waiting += 1
+        counted = on_vector = False
+        mine: threading.Lock | None = None
         try:
             with self._lock:
+                self._waiting += 1
+                counted = True
                 # Looked at after being counted: whoever ends an operation looks at the count after.
                 if operation.done:
                     return
                 if self._asleep:
-                    self._changed.wait(seconds)
-                    return
-                self._asleep = True
-            try:
+                    mine = threading.Lock()
+                    mine.acquire()
+                    self._sleepers.append(mine)
+                else:
+                    self._asleep = on_vector = True
+            if mine is not None:
+                mine.acquire(timeout=seconds)
+            else:
                 vector.wait(seconds)
-            except errors.Closed:
-                # Whoever closed it has ended all operations before.
-                if not operation.done:
-                    raise
-            finally:
-                with self._lock:
-                    self._asleep = False
-                    self._changed.notify_all()
+        except errors.Closed:
+            # Before it was closed all operations were ended.
+            if not operation.done:
+                raise
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._waiting -= counted
+                if on_vector:
+                    self._asleep = False
+                    self._wake()
+                elif mine in self._sleepers:
+                    self._sleepers.remove(mine)
+
+    def _wake(self) -> None:
+        """Let those who sleep look, with the lock held."""
+        while self._sleepers:
+            self._sleepers.pop().release()
 
     def _tell(self) -> None:
         """Something was completed, perhaps for a thread that sleeps."""
@@ -131,7 +145,7 @@ class Line:
             if self._asleep and self.vector is not None:
                 with suppress(errors.Closed):
                     self.vector._eventfd.signal()
-            self._changed.notify_all()
+            self._wake()
 
 
 class _Watch:
@@ -145,7 +159,7 @@ class _Watch:
         self.tasks = 0
         self._line = line
         self._loop = loop
-        self._mending: asyncio.Future[None] | None = None
+        self._recovering: asyncio.Future[None] | None = None
         self._vector = line.vector
         self._watch: Watch | None = None
         if self._vector is not None:
@@ -180,7 +194,7 @@ class _Watch:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)
         self._line.look()  # an interrupt may have been lost
-        if self._mending is None or self._mending.done():
-            mend = self._line._diagnose()
-            if mend is not None:
-                self._mending = self._loop.run_in_executor(None, mend)
+        if self._recovering is None or self._recovering.done():
+            recover = self._line._diagnose()
+            if recover is not None:
+                self._recovering = self._loop.run_in_executor(None, recover)

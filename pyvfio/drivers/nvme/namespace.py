@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pyvfio import errors
@@ -166,20 +167,23 @@ class Namespace:
             raise errors.Unsupported("the controller has no Dataset Management command")
         for lba, blocks in ranges:
             self._check(lba, blocks)
-        ranges = list(_cut(ranges))
+        # No more than are refused: the blocks that a device claims may be any number.
+        ranges = list(islice(_cut(ranges), spec.MOST_RANGES + 1))
         if not 0 < len(ranges) <= spec.MOST_RANGES:
             raise errors.RangeError(
-                f"1 to {spec.MOST_RANGES} ranges can be deallocated at a time, not {len(ranges)}"
+                f"1 to {spec.MOST_RANGES} ranges can be deallocated at a time; one of more than "
+                f"{_LONGEST_RANGE} blocks counts as several"
             )
+        queue = self._queue(queue)
         buffer = self._controller.space.alloc(16 * len(ranges))
         for index, (lba, blocks) in enumerate(ranges):
             struct.pack_into("<IIQ", buffer.view, 16 * index, 0, blocks, lba)
 
         def ended(command: Command) -> None:
-            buffer.close()
+            command.queue.release(buffer)
 
         try:
-            return self._queue(queue).command(
+            return queue.command(
                 Io.DATASET_MANAGEMENT,
                 len(ranges) - 1,
                 spec.DEALLOCATE,

@@ -2,6 +2,10 @@
 
 Entries are written as they come, and the doorbell is rung once for all that were written since; so
 are completions taken. No more commands are under way than the rings hold; the rest waits in order.
+
+A command's identifier is a slot in its lower bits, and above them a generation that is another one
+each time the slot is used. Slots are used in the order in which they became free. So a completion
+that comes twice, or late, names no command that is under way: it is counted, and completes nothing.
 """
 
 from __future__ import annotations
@@ -10,28 +14,44 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from pyvfio import errors
 from pyvfio._sys.memory import pin
 from pyvfio.drivers.nvme import spec, status
 from pyvfio.drivers.nvme.operation import Operation
-from pyvfio.iommu import DmaBuffer, fence
+from pyvfio.drivers.nvme.withheld import Withheld
+from pyvfio.iommu import DmaBuffer, Mapping, fence
 
 if TYPE_CHECKING:
     from pyvfio.drivers.nvme.line import Line
 
+MOST_ENTRIES = 4096
+"""Of a queue: so that identifiers, which have 16 bits, have 16 generations at least."""
+_POINTERS = 512
+"""PRP entries of one command at most, for what does not fit into PRP 1 and 2."""
+_LIST = 8 * _POINTERS
+"""Bytes of a list of them; it lies in one memory page, so it has no continuation."""
+
 ENTRY = struct.Struct("<II16xQQ6I")
 """A submission entry: opcode and identifier, namespace, PRP 1 and 2, dwords 10 to 15."""
+_BLOCKS = struct.Struct("<II16xQQQI12x")
+"""The same of a read or write: dwords 10 and 11 are a block's number, 12 the last block."""
 _GIVEN = struct.Struct("<BIQ6I")  # what of it the caller gives
 
+_COMPLETION = struct.Struct("<I4xII")
+"""A completion entry: dword 0; head and identifier of the submission queue; dword 3."""
 _NO_DWORDS = (0,) * 6
 _PHASE = 1 << 16  # in dword 3 of a completion, whose low half is the command's identifier
 _STATUS_SHIFT = 17
+FAILED = 0x7FF << _STATUS_SHIFT
+"""The bits of dword 3 of a completion that are not all clear where a command failed."""
 _ABORT_REQUESTED = 0x007
+_IDENTIFIERS = 1 << 16
 
 
 class Work(Protocol):
@@ -40,11 +60,13 @@ class Work(Protocol):
     Attributes:
         timeout: seconds that each of its commands may take once it is placed.
         expired: whether one of them has taken longer, and is being aborted.
+        memory: what its commands read or write, kept alive until they have ended.
         name: what it does, for people.
     """
 
     timeout: float
     expired: bool
+    memory: memoryview | None
 
     @property
     def name(self) -> str: ...
@@ -56,8 +78,14 @@ class Work(Protocol):
             False if there was too little room.
         """
 
-    def completed(self, identifier: int, field: int, result: int) -> None:
-        """A command has ended; the queue's lock is held, and its identifier is free again."""
+    def completed(self, identifier: int, entry: int, result: int) -> None:
+        """A command has ended; the queue's lock is held.
+
+        Args:
+            identifier: the command's.
+            entry: dword 3 of its completion; see :data:`FAILED`.
+            result: dword 0 of it.
+        """
 
     def advance(self) -> None:
         """Commands of it have ended: go on. No lock is held."""
@@ -88,7 +116,53 @@ class Queue:
         line: where its completions are waited for.
         timeout: seconds that a command may take.
         largest: bytes of a command's data at most, by this driver.
+        wrong_completions: how many completions named no command that was under way.
+        last_wrong: the last of them, for people.
     """
+
+    # Python finds more than 30 attributes of an object slowly, unless they are slots.
+    __slots__ = (
+        "__dict__",
+        "_aborts",
+        "_backlog",
+        "_broken",
+        "_completions",
+        "_deadlines",
+        "_end",
+        "_entries",
+        "_free",
+        "_generation",
+        "_head_doorbell",
+        "_heads",
+        "_held",
+        "_identifiers",
+        "_lists",
+        "_lock",
+        "_lost",
+        "_page",
+        "_phase",
+        "_pins",
+        "_refusal",
+        "_ring_view",
+        "_rung",
+        "_running",
+        "_submissions",
+        "_tail",
+        "_tail_doorbell",
+        "_word",
+        "_words",
+        "_work",
+        "_write32",
+        "_wrong_before",
+        "depth",
+        "largest",
+        "last_wrong",
+        "line",
+        "number",
+        "timeout",
+        "withheld",
+        "wrong_completions",
+    )
 
     def __init__(
         self,
@@ -101,6 +175,7 @@ class Queue:
         stride: int,
         page: int,
         timeout: float,
+        withheld: Withheld | None = None,
     ) -> None:
         """Made by :class:`~pyvfio.drivers.nvme.controller.Controller`.
 
@@ -109,31 +184,40 @@ class Queue:
             write32: writes a register, at an offset in BAR 0.
             stride: bytes from doorbell to doorbell.
             page: bytes of the controller's memory page.
+            withheld: takes the memory of commands that are given up.
         """
         self.number = number
         self.depth = depth
         self.line = line
         self.timeout = timeout
+        self.withheld = withheld or Withheld()
+        self.wrong_completions = 0
+        self.last_wrong = ""
         self._lock = threading.Lock()
         self._page = page
-        self.largest = page // 8 * page
+        self.largest = _POINTERS * page
         self._write32 = write32
         self._tail_doorbell = spec.DOORBELLS + 2 * number * stride
         self._head_doorbell = self._tail_doorbell + stride
         with ExitStack() as stack:
             self._submissions, self._completions, self._lists = (
-                # A page of pointers for each identifier, for what does not fit into PRP 1 and 2.
                 stack.enter_context(alloc(depth * size, align=page))
-                for size in (spec.SUBMISSION_ENTRY, spec.COMPLETION_ENTRY, page)
+                for size in (spec.SUBMISSION_ENTRY, spec.COMPLETION_ENTRY, _LIST)
             )
             stack.pop_all()
         self._entries = self._submissions.view
-        self._words = self._completions.view.cast("I")
+        self._ring_view = self._completions.view
+        self._words = self._ring_view.cast("I")
         self._end = len(self._words)
         # Where the device is closed first, its registers and vectors say so: the rings can still be
         # looked at until then.
-        rings = self._entries, self._completions.view, self._words, self._lists.view
+        rings = self._entries, self._ring_view, self._words, self._lists.view
         self._pins = [pin(view) for view in rings]
+        # A power of two that is larger than any slot; slots are 0 to depth - 2, so no identifier is
+        # 0xffff, by which the error log means no command.
+        self._generation = 1 << (depth - 1).bit_length()
+        # What dword 2 of a completion is: the queue's number above, a head within its ring below.
+        self._heads = number << 16, (number << 16) + depth
         self._backlog: deque[Work] = deque()
         # Set when an exception out of a signal handler, as Ctrl-C's, cut this short anywhere: what
         # the rings and the tables say may be half done, and only a reset makes it whole.
@@ -142,18 +226,38 @@ class Queue:
         self._refusal: Exception | None = None
         self._held = 0
         self._running = False
+        # By slot: whose command is under way, until when it may take, and the identifier that it
+        # has, or that the next one will have.
+        self._work: list[Work | None] = [None] * self._generation
+        self._deadlines = [0.0] * self._generation
+        self._identifiers = list(range(self._generation))
+        self._free = deque(range(depth - 1))  # slots
+        self._aborts: dict[int, Abort] = {}
         self._start_anew()
 
     def _start_anew(self) -> None:
         """Empty rings, and nothing under way."""
-        self._completions.view[:] = bytes(self._completions.size)
-        self._work: list[Work | None] = [None] * self.depth
-        self._deadlines = [0.0] * self.depth
-        self._free = list(range(self.depth - 1))
-        self._aborts: dict[int, Abort] = {}
+        self._ring_view[:] = bytes(len(self._ring_view))
+        # Generations go on: a completion from before must name nothing that comes now.
+        for slot, work in enumerate(self._work):
+            if work is not None:
+                self._work[slot] = None
+                name = self._identifiers[slot] + self._generation
+                self._identifiers[slot] = name % _IDENTIFIERS
+        self._free.extend(sorted({*range(self.depth - 1)} - {*self._free}))
+        self._aborts.clear()
         self._tail = self._rung = 0
         self._word = 3  # dword 3 of the completion that is next
         self._phase = _PHASE
+        self._wrong_before = self.wrong_completions
+
+    def _slot(self, identifier: int) -> int:
+        return identifier & self._generation - 1
+
+    def _under_way(self) -> dict[int, Work]:
+        """Whose commands are under way, by identifier."""
+        pairs = zip(self._identifiers, self._work, strict=True)
+        return {identifier: work for identifier, work in pairs if work is not None}
 
     @property
     def iovas(self) -> tuple[int, int]:
@@ -199,8 +303,8 @@ class Queue:
                 raises an exception, the command fails with it.
 
         Raises:
-            ArgumentError: a value does not fit its field, or it is more data than the page of
-                pointers can tell of.
+            ArgumentError: a value does not fit its field, or it is more data than the list of
+                pointers can describe.
             ControllerFailed, DeviceGone, Closed: there is no controller any more.
         """
         timeout = self.timeout if timeout is None else timeout
@@ -280,9 +384,10 @@ class Queue:
         """
         if not self._free:
             return None
-        identifier = self._free.pop()
-        self._work[identifier] = work
-        self._deadlines[identifier] = time.monotonic() + work.timeout
+        slot = self._free.popleft()
+        identifier = self._identifiers[slot]
+        self._work[slot] = work
+        self._deadlines[slot] = time.monotonic() + work.timeout
         tail = self._tail
         ENTRY.pack_into(
             self._entries,
@@ -314,16 +419,17 @@ class Queue:
             The commands' identifiers, in order.
         """
         free, entries, table, depth = self._free, self._entries, self._work, self.depth
-        pack, page = ENTRY.pack_into, self._page
+        pack, page, names = _BLOCKS.pack_into, self._page, self._identifiers
         deadlines, deadline = self._deadlines, time.monotonic() + work.timeout
         tail = self._tail
         identifiers = []
         for lba, iova in zip(lbas, iovas, strict=False):
             if not free:
                 break
-            identifier = free.pop()
-            table[identifier] = work
-            deadlines[identifier] = deadline
+            slot = free.popleft()
+            identifier = names[slot]
+            table[slot] = work
+            deadlines[slot] = deadline
             second = 0
             if (iova & page - 1) + size > page:
                 second = self._second_pointer(identifier, iova, size)
@@ -334,12 +440,8 @@ class Queue:
                 namespace,
                 iova,
                 second,
-                lba & 0xFFFFFFFF,
-                lba >> 32,
+                lba,
                 last_block,
-                0,
-                0,
-                0,
             )
             tail += 1
             if tail == depth:
@@ -357,15 +459,13 @@ class Queue:
             return 0
         if left <= page:
             return second
-        # The memory is contiguous for the device; no transfer needs more than a page of pointers.
+        # The memory is contiguous for the device; no transfer needs more than a list of pointers.
         count = -(-left // page)
+        at = self._slot(identifier) * _LIST
         struct.pack_into(
-            f"<{count}Q",
-            self._lists.view,
-            identifier * page,
-            *range(second, second + count * page, page),
+            f"<{count}Q", self._lists.view, at, *range(second, second + count * page, page)
         )
-        return self._lists.iova + identifier * page
+        return self._lists.iova + at
 
     # Completion.
 
@@ -396,42 +496,64 @@ class Queue:
     def _take(self, ended: deque[Work]) -> int:
         """Take completions; `ended` gets whose they are."""
         words, word, phase, end = self._words, self._word, self._phase, self._end
-        found = []
-        while (entry := words[word]) & _PHASE == phase:
-            found.append(entry)
+        first = word
+        # Once round the ring at most, less one entry: a device may go on while we look.
+        last = first - 4 if first > 3 else end - 1
+        while words[word] & _PHASE == phase and word != last:
             word += 4
             if word > end:
                 word = 3
                 phase ^= _PHASE
-        if not found or not self._running or self._broken:
+        if word == first or not self._running or self._broken:
             return 0
-        fence()  # what the device wrote before is there: dword 0, and the data
-        at, self._word, self._phase = self._word, word, phase
-        table, free, aborts = self._work, self._free, self._aborts
-        for entry in found:
+        fence()  # what the device wrote before is there: the rest of the entries, and the data
+        self._word, self._phase = word, phase
+        table, names, free, aborts = self._work, self._identifiers, self._free, self._aborts
+        generation, (least, most) = self._generation, self._heads
+        mask = generation - 1
+        # Copied once: what is checked is what is used, whatever the device writes meanwhile.
+        for result, head, entry in self._entries_between(first, word):
             identifier = entry & 0xFFFF
-            work = table[identifier] if identifier < self.depth else None
-            if work is not None:
-                work.completed(identifier, entry >> _STATUS_SHIFT, words[at - 3])
-                if not ended or ended[-1] is not work:
-                    ended.append(work)
-                table[identifier] = None
-                abort = aborts.get(identifier) if aborts else None
-                if abort is None:
-                    free.append(identifier)
-                elif abort.answered:
-                    del aborts[identifier]
-                    free.append(identifier)
-            at += 4
-            if at > end:
-                at = 3
+            slot = identifier & mask
+            work = table[slot]
+            if work is None or names[slot] != identifier or not least <= head < most:
+                self._note_wrong(head, entry)
+                continue
+            work.completed(identifier, entry, result)
+            if not ended or ended[-1] is not work:
+                ended.append(work)
+            table[slot] = None
+            name = identifier + generation
+            names[slot] = name if name < _IDENTIFIERS else slot
+            if not aborts or (abort := aborts.get(identifier)) is None:
+                free.append(slot)
+            elif abort.answered:
+                del aborts[identifier]
+                free.append(slot)
         self._place_waiting()
         fence()  # the completions were read before the doorbell
         # If this fails, the next head tells of these completions as well.
         self._write_doorbell(self._head_doorbell, (word - 3) // 4)
         if not self._held:
             self._ring()
-        return len(found)
+        return (word - first) // 4 if word > first else self.depth - (first - word) // 4
+
+    def _entries_between(self, first: int, word: int) -> Iterable[tuple[int, int, int]]:
+        """Copy completions, each as it is taken."""
+        ring, start, end = self._ring_view, 4 * first - 12, 4 * word - 12
+        if end == start + spec.COMPLETION_ENTRY:
+            return (_COMPLETION.unpack_from(ring, start),)  # in less time than it takes to cut it
+        if end > start:
+            return _COMPLETION.iter_unpack(ring[start:end])
+        return chain(_COMPLETION.iter_unpack(ring[start:]), _COMPLETION.iter_unpack(ring[:end]))
+
+    def _note_wrong(self, heads: int, entry: int) -> None:
+        """A completion that names no command under way, or not this queue: nothing is done."""
+        self.wrong_completions += 1
+        self.last_wrong = (
+            f"queue {self.number}, identifier {entry & 0xFFFF:#06x}, "
+            f"status {entry >> _STATUS_SHIFT:#06x}, SQID {heads >> 16}, SQHD {heads & 0xFFFF}"
+        )
 
     def _place_waiting(self) -> None:
         while self._backlog and self._backlog[0].place(self):
@@ -444,25 +566,26 @@ class Queue:
         with self._lock:
             return [
                 (identifier, work, self._aborts.get(identifier))
-                for identifier, work in enumerate(self._work)
-                if work is not None and self._deadlines[identifier] < now
+                for identifier, work in self._under_way().items()
+                if self._deadlines[self._slot(identifier)] < now
             ]
 
     def identifier_of(self, work: Work) -> int | None:
         """The identifier of work that is one command; None if it is not under way."""
         with self._lock:
-            return self._work.index(work) if work in self._work else None
+            pairs = self._under_way().items()
+            return next((identifier for identifier, whose in pairs if whose is work), None)
 
     @property
-    def aborts_asked(self) -> int:
-        """How many aborts of its commands the controller has not answered."""
+    def aborts_asked(self) -> list[float]:
+        """When aborts of its commands were asked that the controller has not answered."""
         with self._lock:
-            return sum(not abort.answered for abort in self._aborts.values())
+            return [abort.asked for abort in self._aborts.values() if not abort.answered]
 
     def abort_asked(self, identifier: int, work: Work, now: float) -> Abort | None:
         """A command is going to be aborted; None if it has ended meanwhile."""
         with self._lock:
-            if self._work[identifier] is not work:
+            if self._under_way().get(identifier) is not work:
                 return None
             abort = self._aborts[identifier] = Abort(now)
             return abort
@@ -471,12 +594,19 @@ class Queue:
         """The controller will not abort the command of this identifier any more."""
         with self._lock:
             abort.answered = True
-            if self._aborts.get(identifier) is abort and self._work[identifier] is None:
+            slot = self._slot(identifier)
+            ended = self._identifiers[slot] != identifier
+            if self._aborts.get(identifier) is abort and ended:
                 del self._aborts[identifier]
-                self._free.append(identifier)
+                self._free.append(slot)
                 if self._running:
                     self._place_waiting()
                     self._ring()
+
+    @property
+    def wrong_since_start(self) -> int:
+        """How many wrong completions came since its rings were empty."""
+        return self.wrong_completions - self._wrong_before
 
     def run(self) -> None:
         """The controller takes commands, from empty rings: place what has waited."""
@@ -507,6 +637,7 @@ class Queue:
         with self._lock:
             self._running = False
             lost: dict[int, Work] = {id(work): work for work in self._work if work is not None}
+            self.withheld.keep(work.memory for work in lost.values())
             self._start_anew()
             for work in list(self._backlog):
                 if refusal is not None or id(work) in lost:
@@ -519,11 +650,19 @@ class Queue:
             self._lost[0].failed(error(self._lost[0]))
             self._lost.popleft()
 
+    def release(self, memory: DmaBuffer | Mapping) -> None:
+        """Close what commands used, or withhold it while the device may still be at it.
+
+        Raises:
+            KernelError: as :meth:`Mapping.close`.
+        """
+        self.withheld.close(memory)
+
     def close(self) -> None:
-        """Give its memory back. The controller is done with it."""
+        """Give its memory back, or withhold it while the device may still be at it."""
         self._pins.clear()
         for buffer in (self._submissions, self._completions, self._lists):
-            buffer.close()
+            self.release(buffer)
 
     def __repr__(self) -> str:
         return f"<Queue {self.number} depth={self.depth} under_way={self.under_way}>"
@@ -535,11 +674,11 @@ class Command(Operation):
     __slots__ = (
         "_after",
         "_entry",
-        "_memory",
         "_name",
         "_queue",
         "_result",
         "expired",
+        "memory",
         "timeout",
     )
 
@@ -574,7 +713,7 @@ class Command(Operation):
             raise errors.ArgumentError(f"a command moves {queue.largest} bytes at most, not {size}")
         self._queue = queue
         self._entry = (opcode, namespace, iova, size, dwords)
-        self._memory = memory
+        self.memory = memory
         self._after = after
         self._result = 0
         self._name = name
@@ -608,12 +747,12 @@ class Command(Operation):
         """As :meth:`Work.place`."""
         return queue.place(self, *self._entry) is not None
 
-    def completed(self, identifier: int, field: int, result: int) -> None:
+    def completed(self, identifier: int, entry: int, result: int) -> None:
         """As :meth:`Work.completed`."""
         self._result = result
-        self._memory = None
-        if field & 0x7FF:
-            self.error = ended_badly(self, field, self.name)
+        self.memory = None
+        if entry & FAILED:
+            self.error = ended_badly(self, entry, self.name)
 
     def advance(self) -> None:
         """As :meth:`Work.advance`."""
@@ -628,7 +767,7 @@ class Command(Operation):
 
     def failed(self, error: Exception) -> None:
         """As :meth:`Work.failed`."""
-        self._memory = None
+        self.memory = None
         self.error = self.error or error
         self.advance()
 
@@ -641,8 +780,9 @@ class Command(Operation):
         return f"<Command {self.name}{' done' * self.done}>"
 
 
-def ended_badly(work: Work, field: int, name: str) -> Exception:
-    """The error for a command whose status is not success."""
+def ended_badly(work: Work, entry: int, name: str) -> Exception:
+    """The error for a command whose completion has dword 3 with a status that is not success."""
+    field = entry >> _STATUS_SHIFT
     if work.expired and field & 0x7FF == _ABORT_REQUESTED:
         return status.CommandTimedOut(f"{name}: took too long, and was aborted")
     return status.failure(field, name)

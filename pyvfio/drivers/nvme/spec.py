@@ -93,5 +93,9 @@ class Log(IntEnum):
 
 QUEUE_CONTIGUOUS = 1 << 0
 QUEUE_INTERRUPTS = 1 << 1
+QUEUE_MEDIUM_PRIORITY = 2 << 1
+"""Without weight by default; Intel's P3100 looks at it all the same (docs/nvme.md)."""
 DEALLOCATE = 1 << 2
 MOST_RANGES = 256  # of one Dataset Management command
+MOST_BLOCKS = 1 << 16  # of one Read or Write: NLB has 16 bits, and begins at 0
+LEAST_BLOCK = 512  # bytes

@@ -24,6 +24,8 @@ _UNDER_WAY = 32
 """Commands of one transfer, of memory that the device reaches."""
 _COPIED_UNDER_WAY = 8
 """Commands of one transfer that is copied: each takes a DMA buffer."""
+_COPIED_BYTES = 2 << 20
+"""Bytes of such a buffer at most, unless one block has more."""
 WORTH_MAPPING = 1 << 20
 """Bytes from which mapping the caller's memory costs less than copying."""
 
@@ -89,6 +91,8 @@ class Transfer(Operation):
         self._buffers: list[DmaBuffer] = []
         if self._iova is None:
             self._window = _COPIED_UNDER_WAY
+            largest = min(largest, max(_COPIED_BYTES, self._block_size))
+            largest -= largest % self._block_size
             size = min(largest, memory.nbytes)
             count = min(self._window, -(-memory.nbytes // size))
             for _ in range(count):
@@ -127,10 +131,10 @@ class Transfer(Operation):
                 return
             self._memory = None
             for buffer in self._buffers:
-                buffer.close()
+                self._queue.release(buffer)
             if self._mapping is not None:
                 try:
-                    self._mapping.close()
+                    self._queue.release(self._mapping)
                 except errors.KernelError as error:
                     self._failed = self._failed or error
         self._finish(self._failed)

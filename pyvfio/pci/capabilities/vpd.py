@@ -17,6 +17,8 @@ _WRITABLE = 0x91
 _LARGE = 0x80
 _SMALL_END = 0x0F
 _MAX_SIZE = pci.PCI_VPD_ADDR_MASK + 1
+_MAX_SECONDS = 60.0
+"""For loading all of it: a device that is just in time for each four bytes would take an hour."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Vpd:
         read_only: by keyword: ``PN`` part number, ``SN`` serial number, ``EC`` engineering
             change, ``MN`` manufacturer, ``V0``.. vendor's own; the first, if one comes twice.
         writable: the same for what software may change (``YA`` asset tag, ...).
-        checksum_ok: whether the bytes up to the checksum (``RV``) sum up to zero; None without.
+        checksum_ok: whether the bytes up to the checksum (the first ``RV``) sum up to zero; None
+            without.
     """
 
     identifier: str = ""
@@ -41,13 +44,15 @@ class Vpd:
         """Decode it, e.g. the contents of the ``vpd`` file in sysfs.
 
         Raises:
-            MalformedConfig: a resource or keyword runs beyond its end.
+            MalformedConfig: a resource or keyword runs beyond its end, or there is no end tag
+                within the 32 KiB that VPD can have.
         """
+        size = min(len(data), _MAX_SIZE)
 
         def fetch(offset: int, length: int) -> bytes:
-            if offset + length > len(data):
+            if offset + length > size:
                 raise MalformedConfig(
-                    f"the VPD ends after {len(data)} bytes, inside of a resource: it has no end tag"
+                    f"the VPD ends after {size} bytes, inside of a resource: it has no end tag"
                 )
             return data[offset : offset + length]
 
@@ -59,14 +64,15 @@ Fetch = Callable[[int, int], bytes]
 
 def _decode(fetch: Fetch) -> Vpd:
     identifier = ""
+    checksum_ok: bool | None = None
     keywords: dict[int, dict[str, bytes]] = {_READ_ONLY: {}, _WRITABLE: {}}
-    checksum_ok = None
     for tag, start, data in _resources(fetch):
         if tag == _IDENTIFIER:
             identifier = data.decode("latin-1").rstrip("\0 ")
         for keyword, at, value in _keywords(data) if tag in keywords else ():
             keywords[tag].setdefault(keyword, value)
-            if tag == _READ_ONLY and keyword == "RV" and value:
+            # The first one only: a sum for each of thousands would take seconds.
+            if tag == _READ_ONLY and keyword == "RV" and value and checksum_ok is None:
                 checksum_ok = sum(fetch(0, start + at + 1)) % 256 == 0
     return Vpd(identifier, keywords[_READ_ONLY], keywords[_WRITABLE], checksum_ok)
 
@@ -109,7 +115,7 @@ class VpdCapability(StandardCapability, id=pci.PCI_CAP_ID_VPD, length=pci.PCI_CA
     data = u32(pci.PCI_VPD_DATA)
 
     def load(self, timeout: float = 0.25) -> Vpd:
-        """Read the product data through the window, up to its end tag.
+        """Read the product data through the window, up to its end tag; in a minute at most.
 
         Only on a live device; where the host's driver may use the window at the same time, read
         sysfs' ``vpd`` instead (:meth:`Vpd.parse`).
@@ -122,11 +128,17 @@ class VpdCapability(StandardCapability, id=pci.PCI_CAP_ID_VPD, length=pci.PCI_CA
             Unsupported: the device did not answer in time, or this is a saved dump.
         """
         loaded = bytearray()
+        end = time.monotonic() + _MAX_SECONDS
 
         def fetch(offset: int, length: int) -> bytes:
             if offset + length > _MAX_SIZE:
                 raise MalformedConfig(f"the VPD has no end tag within {_MAX_SIZE} bytes")
             while len(loaded) < offset + length:
+                if time.monotonic() > end:
+                    raise Unsupported(
+                        f"the device delivered {len(loaded)} bytes of its VPD in "
+                        f"{_MAX_SECONDS:g} s, and there is no end tag yet"
+                    )
                 loaded.extend(self._load4(len(loaded), timeout))
             return bytes(loaded[offset : offset + length])
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from pyvfio._sys import sysfs
 from pyvfio._sys.nodes import Node
+from pyvfio._sys.text import printable
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import is_vfio
 from pyvfio.pci.usage import below, consoles, disks, interfaces
 from pyvfio.pci.usage.disks import Claims
 from pyvfio.pci.usage.holders import Holder, vfio_holders
-from pyvfio.pci.usage.processes import Opener, describe, mount_tables, printable, snapshot, unseen
+from pyvfio.pci.usage.processes import Opener, describe, mount_tables, snapshot, unseen
 
 __all__ = ["Claims", "Usage", "holders_of", "look", "users", "vfio_holders"]
 

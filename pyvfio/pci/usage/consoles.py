@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pyvfio import errors
 from pyvfio._sys import sysfs
+from pyvfio._sys.text import printable
 from pyvfio.pci import paths
 from pyvfio.pci.function import Function
 from pyvfio.pci.usage import below
-from pyvfio.pci.usage.processes import printable
 
 _KEY_ENTER = 28  # linux/input-event-codes.h
 

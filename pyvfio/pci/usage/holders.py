@@ -11,10 +11,11 @@ from typing import NamedTuple
 from pyvfio import errors
 from pyvfio._sys import File, sysfs
 from pyvfio._sys.nodes import node_at
+from pyvfio._sys.text import printable
 from pyvfio.pci import paths
 from pyvfio.pci.function import Function
 from pyvfio.pci.group import is_vfio
-from pyvfio.pci.usage.processes import describe, printable, snapshot
+from pyvfio.pci.usage.processes import describe, snapshot
 
 _DEVICE_FILE = "anon_inode:[vfio-device]"
 

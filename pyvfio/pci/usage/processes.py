@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pyvfio import errors
 from pyvfio._sys.nodes import Node, new_buffer, node_at
+from pyvfio._sys.text import printable
 from pyvfio.pci import paths
 
 # Files that nearly every process has open, and that are no device's.
@@ -125,11 +126,6 @@ def describe(process: str) -> str:
     # It may end just now.
     name = _text(f"{paths.PROC}/{process}/comm")
     return f"process {process} ({printable(name)})" if name else f"process {process}"
-
-
-def printable(text: str) -> str:
-    """A text that a process or a device chose, without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def unseen(snapshot: Snapshot) -> list[str]:

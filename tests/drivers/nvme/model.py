@@ -159,7 +159,16 @@ class Nvme:
         shutdowns: of each that was announced while it was enabled: kind (CC.SHN), and the I/O
             queues that there were.
         enabled: how many times it was enabled.
-        becomes_ready, becomes_idle, fatal, gone: what it is like.
+        becomes_ready, becomes_idle, fatal: what it is like.
+        gone: it was removed: registers and config space read all ones.
+        silent: its registers read all ones, and config space answers.
+        silent_seconds: for so long it is silent after each reset, by `clock`.
+        capabilities: bits of CAP that are changed.
+        entry_sizes: SQES and CQES of Identify Controller.
+        lies: what Identify says instead, by CNS: bytes by their offset.
+        refuses_list: whether it has no list of active namespaces, whatever its version.
+        size: bytes of BAR 0.
+        rung: called after each doorbell was obeyed, with the queue's number.
         ready: CSTS.RDY.
         may_interrupt: whether it has vectors; as with QEMU's, the admin queue must find them so.
     """
@@ -202,6 +211,15 @@ class Nvme:
     becomes_idle: bool = True
     fatal: bool = False
     gone: bool = False
+    silent: bool = False
+    silent_seconds: float = 0.0
+    clock: Any = None
+    capabilities: int = 0
+    entry_sizes: tuple[int, int] = (0x66, 0x44)
+    lies: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    refuses_list: bool = False
+    size: int = 1 << 16
+    rung: Callable[[int], None] = lambda queue: None
     reaches_memory: bool = True
     ready: bool = False
     shut_down: bool = False
@@ -209,19 +227,27 @@ class Nvme:
     _registers: dict[int, int] = field(default_factory=dict)
     _submissions: dict[int, _Ring] = field(default_factory=dict)
     _completions: dict[int, _Ring] = field(default_factory=dict)
+    _silent_until: float = 0.0
 
     # BAR 0, as pyvfio.device.Region has it.
 
+    @property
+    def answers(self) -> bool:
+        """Whether its registers can be read and written."""
+        waking = self.clock is not None and self.clock.monotonic() < self._silent_until
+        return not (self.gone or self.silent or waking)
+
     def read64(self, offset: int) -> int:
         assert offset == spec.CAP
-        if self.gone:
+        if not self.answers:
             return (1 << 64) - 1
         stride, page = (self.stride // 4).bit_length() - 1, self.page.bit_length() - 13
-        return self.entries - 1 | 1 << 16 | 1 << 24 | stride << 32 | 1 << 37 | page << 48
+        registers = self.entries - 1 | 1 << 16 | 1 << 24 | stride << 32 | 1 << 37 | page << 48
+        return registers ^ self.capabilities
 
     def read32(self, offset: int) -> int:
         with self.lock:
-            if self.gone:
+            if not self.answers:
                 return spec.GONE
             if offset == spec.CSTS:
                 return self.ready * 1 | self.fatal * 2 | self.shut_down * 8
@@ -231,10 +257,12 @@ class Nvme:
 
     def write32(self, offset: int, value: int) -> None:
         with self.lock:
-            if self.gone:
+            if not self.answers:
                 return
             if offset >= spec.DOORBELLS:
-                self._doorbell(*divmod((offset - spec.DOORBELLS) // self.stride, 2), value)
+                queue, completions = divmod((offset - spec.DOORBELLS) // self.stride, 2)
+                self._doorbell(queue, completions, value)
+                self.rung(queue)
                 return
             before = self._registers.get(offset, 0)
             self._registers[offset] = value
@@ -264,6 +292,8 @@ class Nvme:
             self.ready = self.becomes_ready
         elif not now & spec.CC_ENABLE and self.becomes_idle:
             self.reset()
+            if self.silent_seconds and before & spec.CC_ENABLE:
+                self._silent_until = self.clock.monotonic() + self.silent_seconds
         self.shut_down = bool(now & spec.CC_SHUTDOWN) and self.shuts_down
 
     def reset(self) -> None:
@@ -294,6 +324,7 @@ class Nvme:
             command = Submission(
                 queue, first & 0xFF, first >> 16, namespace, (one, two), tuple(dwords)
             )
+            self.fetched(command)
             under_way = [other for other in self.waiting if other.queue == queue]
             self._check(
                 command.identifier not in {other.identifier for other in under_way},
@@ -307,6 +338,9 @@ class Nvme:
                 status = self.answer(command)
                 if status is not None:
                     self.complete(command, status)
+
+    def fetched(self, command: Submission) -> None:
+        """A command was fetched; for those who keep account."""
 
     # What a test lets it do.
 
@@ -323,16 +357,31 @@ class Nvme:
                 status, result = done
             self.tell(command.queue, command.identifier, status, result)
 
-    def tell(self, queue: int, identifier: int, status: int = SUCCESS, result: int = 0) -> None:
-        """Write a completion, also of a command that there is not."""
+    def tell(
+        self,
+        queue: int,
+        identifier: int,
+        status: int = SUCCESS,
+        result: int = 0,
+        *,
+        head: int | None = None,
+        submissions: int | None = None,
+    ) -> None:
+        """Write a completion, also of a command that there is not.
+
+        Args:
+            head: of the submission queue, if it is not what it is.
+            submissions: the submission queue's number, the same.
+        """
         with self.lock:
             ring = self._completions[queue]
             full = (ring.tail + 1) % ring.depth == ring.head
             self._check(not full, f"completion queue {queue} is full")
             last = identifier | ring.phase << 16 | status << 17
-            head = self._submissions[queue].head
+            head = self._submissions[queue].head if head is None else head
+            submissions = queue if submissions is None else submissions
             self.memory.at(ring.iova + 16 * ring.tail, 12)[:] = struct.pack(
-                "<III", result, 0, head | queue << 16
+                "<III", result, 0, head | submissions << 16
             )
             # The phase is the last that arrives.
             self.memory.at(ring.iova + 16 * ring.tail + 12, 4).cast("I")[0] = last
@@ -380,6 +429,8 @@ class Nvme:
     def _do_admin(self, command: Submission) -> tuple[int, int] | None:
         first, second = command.dwords[:2]
         if command.opcode == Admin.IDENTIFY:
+            if self.refuses_list and first & 0xFF == Identify.ACTIVE_NAMESPACES:
+                return INVALID_FIELD, 0
             self._scatter(command, self._identify(first & 0xFF, command.namespace))
         elif command.opcode == Admin.SET_FEATURES and first & 0xFF == 7:
             most = self.most_queues - 1
@@ -392,11 +443,13 @@ class Nvme:
             self._check(second >> 16 in self._completions, "no such completion queue")
             self._create(self._submissions, command, None)
         elif command.opcode == Admin.DELETE_SUBMISSION_QUEUE:
-            self._submissions.pop(first & 0xFFFF)
+            self._check(first & 0xFFFF in self._submissions, "there is no such submission queue")
+            self._submissions.pop(first & 0xFFFF, None)
             self.waiting = [c for c in self.waiting if c.queue != first & 0xFFFF]
         elif command.opcode == Admin.DELETE_COMPLETION_QUEUE:
             self._check(first & 0xFFFF not in self._submissions, "its submission queue is there")
-            self._completions.pop(first & 0xFFFF)
+            self._check(first & 0xFFFF in self._completions, "there is no such completion queue")
+            self._completions.pop(first & 0xFFFF, None)
         elif command.opcode == Admin.ABORT:
             self.aborts.append((first & 0xFFFF, first >> 16))
             for other in self.waiting if self.obeys_aborts else ():
@@ -456,7 +509,8 @@ class Nvme:
             struct.pack_into("<I", data, 88, self.shutdown_microseconds)
             struct.pack_into("<HB", data, 256, 1 << 1, self.most_aborts - 1)
             data[262] = self.error_entries - 1
-            struct.pack_into("<IH", data, 516, max(self.namespaces), 1 << 2)
+            data[512], data[513] = self.entry_sizes
+            struct.pack_into("<IH", data, 516, max(self.namespaces, default=0), 1 << 2)
         elif what == Identify.ACTIVE_NAMESPACES:
             self._check(self.version >= 1 << 16 | 1 << 8, "a list that version 1.0 has not")
             ids = [id for id in sorted(self.namespaces) if id > namespace][:1024]
@@ -469,6 +523,8 @@ class Nvme:
             data[26] = self.format & 0xF | self.format >> 4 << 5
             for index, block in formats.items():
                 struct.pack_into("<HBB", data, 128 + 4 * index, 0, block.bit_length() - 1, 0)
+        for at, lie in self.lies.get(what, {}).items():
+            data[at : at + len(lie)] = lie
         return bytes(data)
 
     def _gather(self, command: Submission, size: int) -> bytes:
@@ -520,6 +576,28 @@ def walk(
         second += 8
 
 
+class Config:
+    """Config space, as far as the driver reads it.
+
+    Attributes:
+        ids: vendor and device.
+    """
+
+    class_code = spec.CLASS_CODE
+
+    def __init__(self, nvme: Nvme) -> None:
+        self.ids = 0x1234, 0x5678
+        self._nvme = nvme
+
+    @property
+    def vendor_id(self) -> int:
+        return 0xFFFF if self._nvme.gone else self.ids[0]
+
+    @property
+    def device_id(self) -> int:
+        return 0xFFFF if self._nvme.gone else self.ids[1]
+
+
 class Device:
     """An opened device with that controller, as far as the driver is concerned.
 
@@ -529,14 +607,17 @@ class Device:
         steps: what became of bus mastering.
     """
 
+    memory_kind: type[Memory] = Memory
+    nvme_kind: type[Nvme] = Nvme
+
     def __init__(self, *, vectors: int = 8, **controller: Any) -> None:
         self.address = "0000:01:00.0"
-        self.config = SimpleNamespace(class_code=spec.CLASS_CODE)
-        self.dma = Memory()
+        self.dma = self.memory_kind()
         self.msix = modelled_msix(vectors)
         self.msi = SimpleNamespace(count=0)
-        self.nvme = Nvme(self.dma, self._interrupt, self._may_interrupt, **controller)
+        self.nvme = self.nvme_kind(self.dma, self._interrupt, self._may_interrupt, **controller)
         self.bars = {0: self.nvme}
+        self.config = Config(self.nvme)
         self.can_reset = True
         self.reset_helps = True
         self.resets = 0
@@ -567,6 +648,8 @@ class Device:
         if self.reset_helps:
             self.nvme.becomes_idle = True
             self.nvme.reset()
+            if self.nvme.silent_seconds:
+                self.nvme._silent_until = self.nvme.clock.monotonic() + self.nvme.silent_seconds
 
     def close(self) -> None:
         self.msix.file.close()

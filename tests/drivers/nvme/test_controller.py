@@ -201,17 +201,6 @@ def test_blocks_larger_than_a_command_moves(device: Device) -> None:
     huge.close()
 
 
-def test_completions_of_commands_that_there_are_not(device: Device, disk: nvme.Namespace) -> None:
-    for identifier in (0, 5, 7, 8, 0xFFFF):
-        device.nvme.tell(1, identifier)
-        device.nvme.tell(1, identifier, 0x281)
-        assert disk._controller.queues[0].reap() == 2
-    data = os.urandom(BLOCK)
-    disk.write(5, data)
-    assert disk.read(5, 1) == data
-    assert disk._controller.queues[0].under_way == 0
-
-
 # Time.
 
 
@@ -349,7 +338,7 @@ def test_an_abort_is_no_other_commands(device: Device, make: MakeController, clo
 def test_a_command_that_ends_before_it_is_aborted(
     device: Device, make: MakeController, clock: Clock
 ) -> None:
-    """Its identifier is free again once, or is an innocent's, which is not aborted."""
+    """Its slot is free again once, or is another command's, which is not aborted."""
     controller = make(depth=4)
     disk, queue = controller.namespaces[1], controller.queues[0]
     device.nvme.hold = True
@@ -365,7 +354,7 @@ def test_a_command_that_ends_before_it_is_aborted(
         assert not controller.abort(ended)
         assert not device.nvme.aborts
         if other is not None:
-            assert queue.identifier_of(other) == identifier  # type: ignore[arg-type]
+            assert queue.identifier_of(other) != identifier  # type: ignore[arg-type]
             device.nvme.complete(device.nvme.under_way()[0])
             assert other.wait() == 0
         assert sorted(queue._free) == [0, 1, 2]
@@ -394,6 +383,26 @@ def test_no_more_aborts_than_it_takes(
         with pytest.raises(nvme.CommandTimedOut, match="aborted"):
             flush.wait()
     assert controller.resets == 0
+
+
+def test_abort_that_is_never_answered_keeps_none_alive(
+    device: Device, disk: nvme.Namespace, clock: Clock
+) -> None:
+    """It takes the only place for aborts, and the command that it was for has ended."""
+    device.nvme.hold = True
+    device.nvme.answer = lambda command: None  # of aborts
+    first, second = disk.start_flush(), disk.start_flush(timeout=32)
+    clock.now += 31
+    assert disk._controller._diagnose() is None
+    device.nvme.complete(device.nvme.under_way()[0])
+    assert first.wait() == 0
+    clock.now += 2
+    assert disk._controller._diagnose() is None
+    clock.now += 2
+    device.nvme.answer = lambda command: 0
+    with pytest.raises(nvme.ControllerReset):
+        second.wait()
+    assert disk._controller.resets == 1
 
 
 def test_aborting_by_hand(device: Device, disk: nvme.Namespace) -> None:
@@ -586,10 +595,10 @@ def test_registers_that_are_out_of_reach(
 
     with monkeypatch.context() as context:
         context.setattr(disk._controller._registers, "read32", refuse)
-        mend = disk._controller._diagnose()
-        assert (mend is not None) == late
-        if mend is not None:
-            mend()
+        recover = disk._controller._diagnose()
+        assert (recover is not None) == late
+        if recover is not None:
+            recover()
             with pytest.raises(errors.MemoryDisabled):
                 flush.wait()
             return

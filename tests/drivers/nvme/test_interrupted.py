@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from pyvfio.drivers import nvme
+from pyvfio.drivers.nvme import line
+from tests.campaign.steps import Step, Steps
 
 from .conftest import MakeController
 from .model import BLOCK, Device
@@ -94,3 +98,62 @@ def test_while_it_is_reset(
     assert not thread.is_alive(), "it waits for ever"
     assert isinstance(flush.error, nvme.ControllerReset)
     assert read == [data, data]
+
+
+@pytest.mark.parametrize("another_sleeps", [False, True])
+def test_at_each_step_of_waiting(
+    device: Device, make: MakeController, monkeypatch: pytest.MonkeyPatch, another_sleeps: bool
+) -> None:
+    disk = make(depth=4).namespaces[1]
+    waits = disk._controller.queues[0].line
+    monkeypatch.setattr(line, "TICK", 0.02)
+    ended: list[object] = []
+
+    def wait_for(operation: Any) -> None:
+        with suppress(nvme.ControllerReset):
+            operation.wait()
+        ended.append(operation)
+
+    def finish() -> None:
+        for command in device.nvme.under_way():
+            device.nvme.complete(command)
+
+    def struck(at: int) -> bool:
+        """Wait, struck at one of the steps; False where there are fewer."""
+        device.nvme.hold = True
+        flush = disk.start_flush()
+        other = threading.Thread(target=wait_for, args=(disk.start_flush(),), daemon=True)
+        if another_sleeps:
+            other.start()
+            while not waits._asleep:
+                time.sleep(0.001)
+        left = at
+
+        def reach(step: Step, frame: FrameType) -> None:
+            nonlocal left
+            if step.what == "begin" and step.callee == "_sleep":
+                finish()
+            left -= 1
+            if left == -1:
+                raise Interrupted
+
+        with suppress(Interrupted, nvme.ControllerReset), Steps(reach, ("drivers/nvme/line.py",)):
+            flush.wait()
+        finish()
+        once_more = threading.Thread(target=wait_for, args=(flush,), daemon=True)
+        once_more.start()
+        for thread in (once_more, other) if another_sleeps else (once_more,):
+            thread.join(LONG)
+            assert not thread.is_alive(), "it waits for ever"
+        assert not waits._lock.locked()
+        assert not waits._asleep
+        assert not waits._sleepers
+        assert waits._waiting == 0
+        return left < 0
+
+    steps = 0
+    while struck(steps):
+        steps += 1
+    assert steps > 10
+    device.nvme.hold = False
+    disk.write(1, bytes(BLOCK))

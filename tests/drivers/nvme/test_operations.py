@@ -216,10 +216,10 @@ class Operations(RuleBasedStateMachine):
         assert self.controller.resets == before + 1
 
     def _diagnose(self) -> None:
-        mend = self.controller._diagnose()
-        if mend is not None:
+        recover = self.controller._diagnose()
+        if recover is not None:
             self._remember_reset()
-            mend()
+            recover()
 
     def _remember_reset(self) -> None:
         for task in self.tasks.values():

@@ -247,7 +247,7 @@ def test_a_loop_that_was_closed(device: Device, asleep: nvme.Namespace) -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
-# Closing and mending.
+# Closing and recovering.
 
 
 def test_closing_while_threads_wait(device: Device, asleep: nvme.Namespace) -> None:

@@ -6,10 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pyvfio import errors
 from pyvfio.errors import DeviceNotFound
 from pyvfio.pci import Address, Function, Resource, functions
 
@@ -149,3 +153,64 @@ def test_virtual_functions_are_counted_by_links(tree: Tree) -> None:
     assert function.virtual_functions == 0
     tree.virtual_functions(function, 2)
     assert function.virtual_functions == 2
+
+
+READ_FROM = {
+    "vendor": "vendor_id",
+    "device": "device_id",
+    "class": "class_code",
+    "revision": "revision",
+    "subsystem_vendor": "subsystem_vendor_id",
+    "subsystem_device": "subsystem_device_id",
+    "resource": "resources",
+    "numa_node": "numa_node",
+    "config": "is_bridge",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vendor", ""),
+        ("vendor", "0x"),
+        ("class", "-1"),
+        ("device", "0x" + "f" * 5000),
+        ("revision", "0x1_0"),
+        ("resource", "0x0 0x0"),
+        ("resource", "0x0 0x0 0x0 0x0"),
+        ("resource", "0x0 0x0 0x0\n" * 100_000),
+        ("resource", "0x0 0x0 0x" + "0" * 5000),
+        ("numa_node", "none"),
+        ("numa_node", "1" * 5000),
+        ("config", ""),
+        ("config", "short"),
+    ],
+)
+def test_nonsense_in_sysfs_is_an_error_of_the_tree(tree: Tree, name: str, text: str) -> None:
+    function = tree.function()
+    (function.sysfs / name).write_text(text)
+    with pytest.raises(errors.KernelError, match="EPROTO") as caught:
+        getattr(function, READ_FROM[name])
+    assert len(str(caught.value)) < 500
+
+
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(sorted(READ_FROM)),
+    content=st.binary(max_size=100) | st.from_regex(rb"[0-9a-fx -]*"),
+)
+def test_anything_in_sysfs_is_a_value_or_an_error(
+    name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        function = Tree(tmp_path_factory.mktemp("tree"), patch).function()
+        (function.sysfs / name).write_bytes(content)
+        with suppress(errors.KernelError):
+            getattr(function, READ_FROM[name])
+
+
+def test_group_whose_name_is_no_number(tree: Tree) -> None:
+    function = tree.function()
+    (function.sysfs / "iommu_group").symlink_to(tree.sys / "kernel/iommu_groups/other")
+    with pytest.raises(errors.KernelError, match="EPROTO"):
+        _ = function.iommu_group

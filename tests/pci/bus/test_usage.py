@@ -264,7 +264,7 @@ B: KEY=402000000 3803078f800d001 feffffdfffefffff fffffffffffffffe
 def test_keyboard_of_the_console_is_in_use(tree: Tree) -> None:
     function = tree.function(driver="xhci_hcd")
     tree.write(tree.proc / "bus/input/devices", INPUT_DEVICES)
-    assert users(function) == ("keyboard Logi?[2J Keyboard types on the console",)
+    assert users(function) == ("keyboard Logi\\x1b[2J Keyboard types on the console",)
     assert users(tree.function("0000:02:00.0", driver="xhci_hcd")) == ()
 
 
