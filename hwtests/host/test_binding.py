@@ -262,29 +262,46 @@ def test_what_is_open_is_not_given_back(card: Function) -> None:
     assert unbind(card.address) is True
 
 
-def test_a_view_kept_is_told_at_once_and_given_back_later(card: Function) -> None:
-    views = []
+def test_view_that_is_kept_does_not_keep_the_device(card: Function) -> None:
+    with bound(card.address), pyvfio.open(card.address) as device:
+        view = device.bars[0].u32
+    assert card.driver == "e1000e"
+    with pytest.raises(ValueError, match="released"):
+        view[0]
+
+
+# Maps a BAR itself, as a library in C does, and keeps that when pyvfio has closed the device.
+MAPPING = """
+import mmap, pyvfio
+
+def mapping(address):
+    with pyvfio.open(address) as device:
+        bar = device.bars[0]
+        return mmap.mmap(device._file.fileno(), mmap.PAGESIZE, offset=bar._offset)
+"""
+
+
+def test_mapping_of_ones_own_is_told_at_once_and_given_back_later(card: Function) -> None:
+    names: dict[str, Any] = {}
+    exec(MAPPING, names)
+    kept = []
     with (
         pytest.raises(errors.Busy, match=f"this process still holds a view.*unbind {card.address}"),
         bound(card.address),
-        pyvfio.open(card.address) as device,
     ):
-        views.append(device.bars[0].u32)
+        kept.append(names["mapping"](card.address))
     assert card.driver == "vfio-pci"
     assert record(card).exists()
     with pytest.raises(errors.Busy, match="this process still holds a view"):
         pyvfio.open(card.address)
-    views.clear()
+    kept.clear()
     assert unbind(card.address) is True
 
 
-def test_a_view_in_another_process_is_found(card: Function) -> None:
+def test_mapping_in_another_process_is_found(card: Function) -> None:
     bind(card.address)
-    code = (
-        "import sys, pyvfio\n"
-        "with pyvfio.open(sys.argv[1]) as device: view = device.bars[0].u32\n"
-        "print(flush=True); sys.stdin.read()"
-    )
+    code = f"import sys\n{MAPPING}\nkept = mapping(sys.argv[1])\n"
+    code += "print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(card.address)],
         stdin=subprocess.PIPE,

@@ -90,7 +90,7 @@ def test_mistakes_have_exit_codes_and_say_what_to_do(edu: str) -> None:
     assert "0000:01:00.0" in pyvfio("show", "nonsense", status=2)
     assert "pyvfio list" in pyvfio("show", "0000:1f:00.0", status=3)
     assert f"pyvfio bind {E1000E}" in pyvfio("read", E1000E, "bar0+0", status=4)
-    assert "no access" in pyvfio("read", edu, "bar0", status=2)
+    assert "is not an access" in pyvfio("read", edu, "bar0", status=2)
     assert "use `pyvfio write`" in pyvfio("read", edu, "bar0+0=1", status=2)
     assert "it has BAR0" in pyvfio("read", edu, "bar3+0", status=2)
     assert "not a multiple" in pyvfio("read", edu, "bar0+2", status=2)
