@@ -462,7 +462,7 @@ def test_host_runs_commands_of_many_tests(hosts: Hosts) -> None:
 @pytest.mark.xdist_group("x86")
 def test_what_a_command_leaves_running_ends_with_it(hosts: Hosts) -> None:
     hosts.run("x86", "(while :; do echo left; sleep 0.1; done) & sleep 100 & echo done")
-    left = "sleep 1; grep -lx sleep /proc/[0-9]*/comm; echo next"
+    left = "sleep 1; grep -l '(sleep) [^Z]' /proc/[0-9]*/stat; echo next"
     assert hosts.run("x86", left).stdout == "next\n"
 
 
