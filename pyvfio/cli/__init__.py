@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # All that takes time to import is imported in here.
     if arguments is None:
-        from pyvfio.cli.process import run
+        try:
+            from pyvfio.cli.process import run
+        except KeyboardInterrupt:  # which that module would have handled
+            return 130
 
         return run("pyvfio", _command)
     return _command(arguments)
