@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pyvfio import errors
 from pyvfio._sys import File, calls, device_lock, memory
 from pyvfio.abi import pci_regs, vfio
 from pyvfio.device import Device
+from tests.interruptions import HOW, WHEN
 from tests.kernel.device import ADDRESS, DeviceKernel, function, stand_in
 
 
@@ -346,18 +346,6 @@ def test_space_without_information_is_not_opened(kernel: DeviceKernel) -> None:
 
 
 # Interrupts.
-
-
-def press() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def throw() -> None:
-    raise KeyboardInterrupt
-
-
-HOW = pytest.mark.parametrize("how", [press, throw])
-WHEN = pytest.mark.parametrize("when", ["before", "after"])
 
 
 def interrupt(when: str, how: Callable[[], None], patch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ import gc
 import mmap
 import os
 import resource
-import signal
 import subprocess
 import sys
 import weakref
@@ -23,6 +22,7 @@ from pyvfio.abi import vfio
 from pyvfio.abi.ioctl import Request
 from pyvfio.iommu import Container, Group, IovaRange, Type1
 from pyvfio.pci import paths
+from tests.interruptions import HOW, press
 
 from .standin import Kernel
 
@@ -819,17 +819,6 @@ def interrupt(
         return result
 
     patch.setattr(calls, "ioctl", ioctl)
-
-
-def press() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def throw() -> None:
-    raise KeyboardInterrupt
-
-
-HOW = pytest.mark.parametrize("how", [press, throw])
 
 
 @HOW

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -14,24 +13,13 @@ from pyvfio._sys import EventFd, calls
 from pyvfio.abi import kvm as abi
 from pyvfio.abi.ioctl import Request
 from pyvfio.kvm import VM, SplitIrqchip, System, apic_message
+from tests.interruptions import HOW, WHEN, press
 
 from .support import arrives, needs_kvm
 
 pytestmark = needs_kvm
 
 MESSAGE = apic_message(0x41)
-
-
-def press() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def throw() -> None:
-    raise KeyboardInterrupt
-
-
-HOW = pytest.mark.parametrize("how", [press, throw])
-WHEN = pytest.mark.parametrize("when", ["before", "after"])
 
 
 @pytest.fixture
