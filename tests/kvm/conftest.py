@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from .support import Faults, why_no_guest
 @pytest.fixture(autouse=True)
 def _nothing_left_open() -> Iterator[None]:
     """Whatever a test does, it leaves the descriptors it found, and closes all it opened."""
+    gc.collect()  # what earlier tests left to it may have descriptors
     before = set(os.listdir("/proc/self/fd"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
