@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from tools._bench.hosts import Bench
 
 
+# The groups of tests that take longest, in minutes.
+LONGEST = ("x86 binding", "x86", "power9")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes longest begin first, so that no worker is left alone with it at the end."""
+
+    def begins_later(item: pytest.Item) -> bool:
+        return not any(mark.args[0] in LONGEST for mark in item.iter_markers("xdist_group"))
+
+    items.sort(key=begins_later)
+
+
 class Hosts:
     """Runs commands on emulated hosts and checks how they end."""
 

@@ -20,7 +20,6 @@ from tools._bench.profiles import X86, PciDevice
 
 pytestmark = pytest.mark.bench
 PLAIN = pytest.mark.xdist_group("x86")
-SPECIAL = pytest.mark.xdist_group("x86 with other devices")  # each is a boot
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # For the guest: how much more often the tests go on that repeat something at random.
@@ -88,7 +87,6 @@ def several_namespaces(directory: Path, options: str = "") -> str:
     return " ".join(words)
 
 
-@SPECIAL
 def test_hardware_tests_pass_on_unknown_devices(hosts: Hosts, tmp_path: Path) -> None:
     said = hosts.run(
         "x86",
@@ -105,7 +103,7 @@ def test_hardware_tests_pass_on_unknown_devices(hosts: Hosts, tmp_path: Path) ->
         assert "PASSED" in outcome
 
 
-@SPECIAL
+@pytest.mark.xdist_group("x86 binding")
 def test_binding_and_commands_where_there_is_something_to_lose(
     hosts: Hosts, tmp_path: Path
 ) -> None:
@@ -122,7 +120,6 @@ def test_binding_and_commands_where_there_is_something_to_lose(
     assert "skipped" not in totals
 
 
-@SPECIAL
 def test_users_of_a_device_are_found_and_removal_recognized(hosts: Hosts) -> None:
     said = hosts.run(
         "x86",
@@ -136,7 +133,6 @@ def test_users_of_a_device_are_found_and_removal_recognized(hosts: Hosts) -> Non
     assert "SKIPPED" not in said
 
 
-@SPECIAL
 def test_disk_is_copied_to_namespaces_of_other_block_sizes(hosts: Hosts) -> None:
     with tempfile.TemporaryDirectory(prefix="pyvfio-disks-") as directory:
         first, second = Path(directory, "first"), Path(directory, "second")
@@ -183,7 +179,6 @@ def test_replay_takes_a_device_and_gives_it_back(hosts: Hosts) -> None:
     assert said.splitlines()[-1] == "e1000e"
 
 
-@SPECIAL
 @pytest.mark.parametrize(
     ("words", "says"),
     [
