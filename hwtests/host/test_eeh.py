@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hwtests import forked
 from pyvfio import eeh, errors
 from pyvfio.pci import Function, bound, functions
 
@@ -48,10 +49,11 @@ with pyvfio.open(sys.argv[1]) as device:
 
 def pyvfio(*arguments: str, status: int = 0) -> str:
     """Run the command; what it says: stdout, or stderr where it refuses with `status`."""
-    result = subprocess.run(["pyvfio", *arguments], capture_output=True, text=True)
-    print(result.stdout, result.stderr)
+    result = forked.pyvfio(*arguments)
+    stdout, stderr = result.stdout.decode(), result.stderr.decode()
+    print(stdout, stderr)
     assert result.returncode == status
-    return result.stderr if status else result.stdout
+    return stderr if status else stdout
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from hwtests import forked
 from hwtests.nvme_nodes import node
 from pyvfio.pci import Function
 
@@ -68,11 +69,9 @@ def kernel_writes(offset: int, data: bytes) -> None:
         os.fsync(file)
 
 
-def nvme(*arguments: str, status: int = 0, stdin: bytes | None = None) -> tuple[bytes, str]:
+def nvme(*arguments: str, status: int = 0, stdin: bytes = b"") -> tuple[bytes, str]:
     """Run the command; its stdout and stderr."""
-    result = subprocess.run(
-        ["pyvfio", "nvme", *arguments], capture_output=True, input=stdin, timeout=WAIT
-    )
+    result = forked.pyvfio("nvme", *arguments, stdin=stdin)
     said = result.stderr.decode()
     assert result.returncode == status, result.stdout[:1000] + result.stderr
     return result.stdout, said

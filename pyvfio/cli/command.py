@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from pyvfio import errors
-from pyvfio.cli import access, binding, buslist, common, eeh, irqroute, nvme, shell, show
+from pyvfio.cli import common
+
+# Each command's module. Only that of the command that is run is imported, which takes time.
+_MODULES = {
+    "list": "buslist",
+    "show": "show",
+    "bind": "binding",
+    "unbind": "binding",
+    "read": "access",
+    "write": "access",
+    "shell": "shell",
+    "eeh": "eeh",
+    "irqroute": "irqroute",
+    "nvme": "nvme",
+}
 
 _EPILOG = """\
 exit codes:
@@ -33,8 +48,13 @@ The tests for a device of your own (tools/hwtest) and the emulated hosts for tho
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line, for :func:`run` and for completion."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Build the command line.
+
+    Args:
+        command: The first argument; where it names a command, what is built for the others is left
+            out.
+    """
     top = argparse.ArgumentParser(
         prog="pyvfio",
         description="Drive PCI devices through Linux VFIO.",
@@ -42,8 +62,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (buslist, show, binding, access, shell, eeh, irqroute, nvme):
-        module.add_commands(commands)
+    modules = [_MODULES[command]] if command in _MODULES else dict.fromkeys(_MODULES.values())
+    for module in modules:
+        importlib.import_module(f"pyvfio.cli.{module}").add_commands(commands)
     return top
 
 
@@ -56,15 +77,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; see ``pyvfio --help``.
     """
-    top = parser()
-    if "_ARGCOMPLETE" in os.environ:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    completing = "_ARGCOMPLETE" in os.environ
+    top = parser(words[0] if words and not completing else None)
+    if completing:
         try:
             import argcomplete
         except ImportError:
             pass
         else:
             argcomplete.autocomplete(top)
-    options = top.parse_args(arguments)
+    options = top.parse_args(words)
     try:
         status = options.run(options)
         sys.stdout.flush()
