@@ -41,6 +41,8 @@ _LISTING_SECONDS = 60.0
 """How long finding out which namespaces there are may take, and one command more."""
 _TOLERATED = 1
 """Wrong completions; at one more the controller is reset."""
+_NO_CLASS = 0xFF_FFFF
+"""What the class code reads where nothing answers."""
 
 
 class Controller(Closing):
@@ -643,7 +645,10 @@ class Controller(Closing):
     def _is_on_the_bus(self) -> bool:
         """Whether config space answers, whatever the registers do."""
         try:
-            return self.device.config.vendor_id != 0xFFFF
+            # Not the vendor ID, which VFIO answers from a copy of its own.
+            return self.device.config.class_code != _NO_CLASS
+        except errors.DeviceGone:
+            return True  # refused, as while its PE is being reset (POWER), which is waited for
         except errors.Error:
             return False
 

@@ -7,6 +7,7 @@ that was not written beside the driver is shown on the bench.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -580,22 +581,29 @@ class Config:
     """Config space, as far as the driver reads it.
 
     Attributes:
-        ids: vendor and device.
+        ids: vendor and device. VFIO answers them from a copy of its own, also where the device has
+            gone (drivers/vfio/pci/vfio_pci_config.c, init_pci_cap_basic_perm()).
+        refused: what is read from the device is refused, as while its PE is being reset.
     """
-
-    class_code = spec.CLASS_CODE
 
     def __init__(self, nvme: Nvme) -> None:
         self.ids = 0x1234, 0x5678
+        self.refused = False
         self._nvme = nvme
 
     @property
     def vendor_id(self) -> int:
-        return 0xFFFF if self._nvme.gone else self.ids[0]
+        return self.ids[0]
 
     @property
     def device_id(self) -> int:
-        return 0xFFFF if self._nvme.gone else self.ids[1]
+        return self.ids[1]
+
+    @property
+    def class_code(self) -> int:
+        if self.refused:
+            raise errors.DeviceGone(errno.ENODEV, "pread", "0000:01:00.0", "")
+        return 0xFFFFFF if self._nvme.gone else spec.CLASS_CODE
 
 
 class Device:

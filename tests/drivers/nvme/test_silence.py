@@ -104,12 +104,28 @@ def test_silence_for_too_long_is_the_end(
     assert not device.bus_master
 
 
+def test_reset_of_its_pe_is_waited_for(
+    device: Device, disk: nvme.Namespace, clock: Clock
+) -> None:
+    """Meanwhile config space cannot be read (ENODEV)."""
+    device.nvme.hold = True
+    flush = disk.start_flush(timeout=1000)
+    device.nvme.silent = device.config.refused = True
+    for _ in range(4):
+        assert disk._controller._diagnose() is None
+        clock.now += 1
+    device.nvme.silent = device.config.refused = False
+    device.nvme.complete(device.nvme.under_way()[0])
+    assert flush.wait() == 0
+
+
 def test_removed_device_is_gone_at_once(device: Device, disk: nvme.Namespace, clock: Clock) -> None:
-    """Its config space reads all ones as well."""
+    """Its config space reads all ones as well, but for what VFIO answers from a copy."""
     device.nvme.hold = True
     flush = disk.start_flush()
     device.nvme.gone = True
     begun = clock.now
+    assert disk._controller._diagnose() is not None
     with pytest.raises(errors.DeviceGone):
         flush.wait()
     with pytest.raises(errors.DeviceGone):
