@@ -266,7 +266,8 @@ class File(Closing):
     def _ioctl_again(self, request: Request, arg: Any) -> int:
         for left in reversed(range(_MOST_TRIES - 1)):
             try:
-                result = calls.ioctl(self._fd, request, arg)
+                # By fileno(): the signal's handler may have closed the file.
+                result = calls.ioctl(self.fileno(), request, arg)
             except OSError as error:
                 if error.errno != errno.EINTR or not left:
                     raise self._ioctl_refused(error, request, arg) from None

@@ -181,6 +181,18 @@ def test_ioctl_that_never_gets_through_is_given_up(monkeypatch: pytest.MonkeyPat
         assert len(made) == 1001
 
 
+def test_file_that_the_signals_handler_closes_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = File(os.memfd_create("a"), "a")
+
+    def ioctl(fd: int, request: int, argument: object) -> int:
+        file.close()  # as the handler of the signal does
+        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+
+    monkeypatch.setattr(calls, "ioctl", ioctl)
+    with pytest.raises(errors.Closed):
+        file.ioctl(vfio.VFIO_GET_API_VERSION)
+
+
 @pytest.mark.parametrize("call", ["ioctl", "pread", "pwrite"])
 def test_descriptor_in_use_outlives_close(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the call could reach whatever file gets the same number."""
