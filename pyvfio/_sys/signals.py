@@ -70,10 +70,13 @@ class deferred_signals:
     def __enter__(self) -> Self:
         deferral = _deferral
         if not deferral.active and get_ident() == _main_thread:
-            deferral.handlers = _python_handlers()
             try:
-                for number in deferral.handlers:
-                    _set_handler(number, deferral)
+                ended = -1
+                while ended != deferral.ended:  # by a section in a handler that was called here
+                    ended = deferral.ended
+                    deferral.handlers = _python_handlers()
+                    for number in deferral.handlers:
+                        _set_handler(number, deferral)
                 deferral.active = self._outermost = True
             except BaseException:  # of a handler that was not replaced yet
                 deferral.end()
@@ -129,12 +132,14 @@ class _Deferral:
         active: whether they are.
         handlers: those it stands in for, by number.
         came: what came meanwhile, in order; each number once, as the kernel has it.
+        ended: how many times the handlers were put back.
     """
 
-    __slots__ = ("active", "came", "handlers")
+    __slots__ = ("active", "came", "ended", "handlers")
 
     def __init__(self) -> None:
         self.active = False
+        self.ended = 0
         self.handlers: dict[int, _Handler] = {}
         self.came: dict[int, FrameType | None] = {}
 
@@ -162,6 +167,7 @@ class _Deferral:
         """Put the handlers back, and call those of what came meanwhile."""
         try:
             self.active = False
+            self.ended += 1
             self._put_back()
         except BaseException:
             self._put_back()
@@ -209,6 +215,7 @@ def _begin_anew() -> None:
     # main thread, which is not here, deferred signals.
     global _main_thread
     _main_thread = get_ident()
+    _deferral.came.clear()  # the parent's, as signals are that the kernel has pending
     if _deferral.active:
         _deferral.end()
 

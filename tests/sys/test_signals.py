@@ -230,6 +230,28 @@ def test_signal_during_the_beginning_leaves_none_replaced(
         assert signal.getsignal(signal.SIGTERM) is raise_came
 
 
+def test_section_in_a_handler_during_the_beginning_leaves_all_deferred(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replace = signals._set_handler
+
+    def replace_and_send(number: int, handler: Any) -> None:
+        replace(number, handler)
+        if number == signal.SIGTERM:
+            monkeypatch.setattr(signals, "_set_handler", replace)
+            signal.raise_signal(signal.SIGTERM)
+
+    def work(section: deferred_signals) -> None:
+        deferred.extend(signal.getsignal(number) is signals._deferral for number in numbers)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    deferred: list[bool] = []
+    with handled(signal.SIGTERM, by=lambda *_: in_section(lambda section: None)):
+        monkeypatch.setattr(signals, "_set_handler", replace_and_send)
+        in_section(work)
+    assert deferred == [True, True]
+
+
 def test_handler_set_within_the_section_stays() -> None:
     with handled(signal.SIGUSR1):
         in_section(lambda section: signal.signal(signal.SIGUSR1, signal.SIG_IGN))
@@ -278,3 +300,29 @@ def test_child_of_a_fork_defers_nothing() -> None:
         thread.join()
         fork()
     assert statuses == [0, 0]
+
+
+@pytest.mark.parametrize("forks", ["main thread", "another thread"])
+def test_child_of_a_fork_handles_no_signal_of_its_parent(forks: str) -> None:
+    came: list[int] = []
+    statuses: list[int] = []
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(len(came))
+        statuses.append(os.waitpid(child, 0)[1])
+
+    def work(section: deferred_signals) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        if forks == "main thread":
+            fork()
+        else:
+            thread = threading.Thread(target=fork)
+            thread.start()
+            thread.join()
+
+    with handled(signal.SIGUSR1, by=lambda number, _: came.append(number)):
+        in_section(work)
+    assert statuses == [0]
+    assert came == [signal.SIGUSR1]
