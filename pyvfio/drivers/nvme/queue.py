@@ -334,13 +334,15 @@ class Queue:
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Ring once for all that is started in the block; or earlier, when somebody waits."""
-        with self._lock:
-            self._held += 1
+        held = False
         try:
+            with self._lock:
+                self._held += 1
+                held = True
             yield
         finally:
             with self._lock:
-                self._held -= 1
+                self._held -= held
                 if not self._held:
                     self._ring()
 

@@ -157,3 +157,35 @@ def test_at_each_step_of_waiting(
     assert steps > 10
     device.nvme.hold = False
     disk.write(1, bytes(BLOCK))
+
+
+def test_at_each_step_of_a_batch(device: Device, make: MakeController) -> None:
+    """Otherwise what is started later would wait until somebody waits for it."""
+    disk = make(depth=4).namespaces[1]
+    queue = disk._controller.queues[0]
+
+    def struck(at: int) -> bool:
+        """Begin and end a batch, struck at one of the steps; False where there are fewer."""
+        left = at
+
+        def reach(step: Step, frame: FrameType) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise Interrupted
+
+        with suppress(Interrupted), Steps(reach, ("drivers/nvme/queue.py",)), queue.batch():
+            pass
+        assert not queue._lock.locked()
+        device.nvme.hold = True
+        flush = disk.start_flush()
+        assert device.nvme.under_way(), "the controller was not told"
+        device.nvme.hold = False
+        device.nvme.complete(device.nvme.under_way()[0])
+        flush.wait()
+        return left < 0
+
+    steps = 0
+    while struck(steps):
+        steps += 1
+    assert steps > 3
