@@ -104,9 +104,7 @@ def test_silence_for_too_long_is_the_end(
     assert not device.bus_master
 
 
-def test_reset_of_its_pe_is_waited_for(
-    device: Device, disk: nvme.Namespace, clock: Clock
-) -> None:
+def test_reset_of_its_pe_is_waited_for(device: Device, disk: nvme.Namespace, clock: Clock) -> None:
     """Meanwhile config space cannot be read (ENODEV)."""
     device.nvme.hold = True
     flush = disk.start_flush(timeout=1000)
