@@ -108,7 +108,9 @@ class Controller(Closing):
         self._vectors: Vectors | None = None
         self._registers = _registers(device)
         if queues < 1 or depth < 2:
-            raise errors.ArgumentError("an NVMe driver needs a queue, and a queue two entries")
+            raise errors.ArgumentError(
+                f"queues must be at least 1, and depth at least 2, not {queues} and {depth}"
+            )
         quirk = quirks.find(device.config)
         self._patience = _LEAST_SECONDS  # seconds for its registers to answer
         self._silent: tuple[float, float] | None = None  # when it was seen, first and last
@@ -608,7 +610,7 @@ class Controller(Closing):
             now = self._registers.read32(spec.CSTS)
             if now == spec.GONE:
                 if late or not self._is_on_the_bus():
-                    raise self._gone()
+                    raise _gone(self.device)
             elif now & mask == value:
                 return
             elif now & spec.CSTS_FATAL and value:
@@ -639,7 +641,7 @@ class Controller(Closing):
             if value != (1 << bits) - 1:
                 return value
             if late or not self._is_on_the_bus():
-                raise self._gone()
+                raise _gone(self.device)
             time.sleep(_POLL_SECONDS)
 
     def _is_on_the_bus(self) -> bool:
@@ -670,14 +672,14 @@ class Controller(Closing):
             now = self._registers.read32(spec.CSTS)
             if now == spec.GONE:
                 if not self._is_on_the_bus():
-                    raise self._gone()
+                    raise _gone(self.device)
             elif now & spec.CSTS_FATAL:
                 break
             time.sleep(_POLL_SECONDS)
         now = self._registers.read32(spec.CSTS)
         raise status.ControllerFailed(
-            f"{self.device.address} did not do {command.name} (CSTS {now:#x})"
-            + ("" if self.device.bus_master else ": its bus mastering is off")
+            f"{self.device.address} did not complete {command.name} (CSTS {now:#x}): "
+            + ("reset the device" if self.device.bus_master else "set its bus_master to True first")
         )
 
     def _count_of_queues(self, wanted: int) -> int:
@@ -795,7 +797,7 @@ class Controller(Closing):
             self._silent = first, now
             if now - first <= self._patience:
                 return None
-        return partial(self._give_up, self._gone(), seen)
+        return partial(self._give_up, _gone(self.device), seen)
 
     def _abort_expired(self) -> bool:
         """Abort what takes too long; returns whether that did not help."""
@@ -899,14 +901,6 @@ class Controller(Closing):
         for queue in self._everything:
             queue.fail(lambda work: failure, refusal=failure)
 
-    def _gone(self) -> errors.DeviceGone:
-        return errors.DeviceGone(
-            errno.ENODEV,
-            "NVMe",
-            str(self.device.address),
-            "its registers read all ones: the device was removed, or its link is down",
-        )
-
     # Closing.
 
     def _shut_down(self) -> None:
@@ -962,9 +956,20 @@ class Controller(Closing):
 
 def _registers(device: Device) -> Region:
     code = device.config.class_code
+    if code == _NO_CLASS:
+        raise _gone(device)
     if code != spec.CLASS_CODE:
         raise errors.Unsupported(
             f"{device.address} has class {code:06x}, not that of an NVMe controller "
             f"({spec.CLASS_CODE:06x})"
         )
     return device.bars[0]
+
+
+def _gone(device: Device) -> errors.DeviceGone:
+    return errors.DeviceGone(
+        errno.ENODEV,
+        "NVMe",
+        str(device.address),
+        "its registers read all ones: the device was removed, or its link is down",
+    )

@@ -304,7 +304,7 @@ class Namespace:
                 f"a command moves {self._controller.max_transfer} bytes at most, not {size}"
             )
         if depth < 1:
-            raise errors.ArgumentError(f"a depth of {depth} gets nowhere")
+            raise errors.ArgumentError(f"depth must be at least 1, not {depth}")
         self._check(min(lbas), blocks)
         self._check(max(lbas), blocks)
         iova = self._iova_of(view)
