@@ -44,6 +44,11 @@ WAIT = 60.0
 RESERVED = 0x7F  # an opcode, feature and log page that nothing has
 MARK = 0xA5
 
+# Asynchronous events (Base 2.0, figures 145, 147 and 202); Identify Controller and a byte of it.
+TEMPERATURE_EVENT = 1 << 1
+SMART_EVENT, TEMPERATURE_REACHED = 1, 1
+CONTROLLER, VOLATILE_WRITE_CACHE, FLUSHES_ALL = 1, 525, 3
+
 
 @pytest.fixture(params=[True], ids=["interrupts"])
 def controller(device: Device, request: pytest.FixtureRequest) -> Iterator[nvme.Controller]:
@@ -97,6 +102,27 @@ def test_health_logs_and_features(controller: nvme.Controller) -> None:
         assert controller.get_feature(nvme.Feature.TEMPERATURE_THRESHOLD) == threshold - 1
     finally:
         controller.set_feature(nvme.Feature.TEMPERATURE_THRESHOLD, threshold)
+
+
+def test_an_event_tells_that_it_is_too_warm(controller: nvme.Controller) -> None:
+    """The controller ends a request that waits for such events (Base 2.0, 5.2)."""
+    changed = (nvme.Feature.ASYNC_EVENT_CONFIGURATION, nvme.Feature.TEMPERATURE_THRESHOLD)
+    before = {feature: controller.get_feature(feature) for feature in changed}
+    request = controller.start_admin(nvme.Admin.ASYNC_EVENT_REQUEST, timeout=WAIT)
+    try:
+        controller.set_feature(changed[0], before[changed[0]] | TEMPERATURE_EVENT)
+        temperature = controller.smart().temperature
+        assert not request.done
+        controller.set_feature(changed[1], temperature - 1)
+        told = request.wait()
+        assert told & 0x7 == SMART_EVENT
+        assert told >> 8 & 0xFF == TEMPERATURE_REACHED
+        assert told >> 16 & 0xFF == nvme.Log.SMART
+        assert controller.smart().critical_warning & TEMPERATURE_EVENT
+    finally:
+        for feature, value in before.items():
+            controller.set_feature(feature, value)
+    assert controller.resets == 0
 
 
 def test_reads_are_counted(controller: nvme.Controller, disk: nvme.Namespace) -> None:
@@ -294,6 +320,20 @@ def test_each_namespace_is_a_disk_of_its_own(controller: nvme.Controller) -> Non
             assert after[eight] == wanted
     controller.refresh()
     assert controller.namespaces.keys() == data.keys()
+
+
+def test_one_flush_is_for_all_namespaces(controller: nvme.Controller) -> None:
+    """Where the controller says that it can be (Base 2.0, figure 275, VWC)."""
+    identified = controller.admin(nvme.Admin.IDENTIFY, CONTROLLER, size=4096)[1]
+    queue = controller.queues[0]
+    flush = queue.command(nvme.Io.FLUSH, namespace=nvme.ALL_NAMESPACES, name="flush all")
+    if identified[VOLATILE_WRITE_CACHE] >> 1 & 3 == FLUSHES_ALL:
+        flush.wait()
+    else:
+        with suppress(nvme.CommandFailed):
+            flush.wait()
+        pytest.skip("the controller does not say that one flush can be for all namespaces")
+    assert queue.under_way == 0
 
 
 # Queues and waiting.
