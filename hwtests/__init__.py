@@ -10,6 +10,7 @@ counting_guest.py
                 a guest that counts its interrupts
 receivers.py    a VM for a device's interrupts: that guest, or a local APIC alone
 test_*.py       what holds for every device, one subject a file
+field/          what the field's own tests of VFIO assert
 devices/        what is known of one sort of device
 host/           binding and commands; for the bench alone, run by its path
 """

@@ -20,6 +20,7 @@ _EPILOG = """\
 examples:
   tools/hwtest --device 0000:01:00.0
   tools/hwtest --device 0000:01:00.0 --report report.json    to send to the project
+  tools/hwtest --device 0000:01:00.0 --field                 count the field's own tests of VFIO
   tools/hwtest --device 0000:01:00.0 -k interrupts -v        anything else goes to pytest
   tools/bench run x86 -- tools/hwtest --device 0000:00:04.0  on an emulated host
 
@@ -63,11 +64,18 @@ def main(arguments: list[str]) -> int:
         "--force", action="store_true", help="take the device even from a host that is using it"
     )
     parser.add_argument(
+        "--field",
+        action="store_true",
+        help="run only what stands for the tests of VFIO's maintainer and Linux's own selftests of "
+        "VFIO, and tell how many of them this device shows, and why not the others",
+    )
+    parser.add_argument(
         "--report", metavar="FILE", help="write kernel, host, device and results to one JSON file"
     )
     parser.add_argument("--junit", metavar="FILE", help="write the results as JUnit XML")
     options, rest = parser.parse_known_args(arguments)
     ours = [f"--rootdir={_HERE.parent}", "--tb=short", f"--device={options.device}"]
+    ours += ["--field"] if options.field else []
     ours += [f"--report={options.report}"] if options.report else []
     ours += [f"--junit-xml={options.junit}"] if options.junit else []
     if not any(_is_test(argument) for argument in rest):

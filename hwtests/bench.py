@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +17,14 @@ changes_the_host = pytest.mark.skipif(
 
 #: How many times more often, or longer, a test goes on that repeats something at random.
 REPEAT = int(os.environ.get("PYVFIO_REPEAT", "1"))
+
+
+@contextmanager
+def setting(path: Path, value: int) -> Iterator[None]:
+    """Have another value in a file of /proc or /sys for as long as the block lasts."""
+    before = path.read_text()
+    path.write_text(str(value))
+    try:
+        yield
+    finally:
+        path.write_text(before)

@@ -17,6 +17,7 @@ import pytest
 import pyvfio
 from hwtests import machine
 from hwtests.bench import ON_BENCH
+from hwtests.field import originals
 from hwtests.kernel_log import KernelLog
 from hwtests.report import Report
 from pyvfio import errors
@@ -30,8 +31,8 @@ HERE = Path(__file__).parent
 # A run in the background of a script has Ctrl-C ignored, and tests of Ctrl-C would wait for it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What is about the host and its drivers is asked for by its own path.
-collect_ignore = ["host"]
+# What is about the host and its drivers is asked for by its own path, the field's tests by --field.
+collect_ignore = ["host", "field"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--no-bind", action="store_true", help="only test it if vfio-pci has it")
     group.addoption("--host-driver", metavar="NAME", help="the driver that it was taken from")
     group.addoption("--force", action="store_true", help="take it even from a host that uses it")
+    group.addoption("--field", action="store_true", help="what the field's own tests assert, alone")
     group.addoption("--report", metavar="FILE", type=Path, help="write host and results, as JSON")
 
 
@@ -49,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "for_device(vendor, device, class_code): only for devices of these identifiers",
     )
     config.addinivalue_line("markers", "messages: of the IRQ indexes, only MSI and MSI-X")
+    if config.getoption("field"):
+        config.args = originals.paths()
     config.stash[_report] = Report(config)
     config.pluginmanager.register(config.stash[_report])
 

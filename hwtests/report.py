@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hwtests import machine
+from hwtests.field import originals
 from pyvfio._sys.text import printable
 
 _OUTCOMES = ("passed", "failed", "skipped")
@@ -65,6 +66,9 @@ class Report:
             "tests": list(self._results.values()),
             "kernel_log": self.kernel_log,
         }
+        if self._config.getoption("field"):
+            missing = originals.not_shown(self._results.values())
+            document["field"] = {"originals": len(originals.ORIGINALS), "not_shown": missing}
         path.write_text(json.dumps(document, indent=1) + "\n")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -93,8 +97,18 @@ class Report:
             _print_rich(facts, rows)
         except ImportError:
             _print_plain(facts, rows, terminalreporter)
+        if self._config.getoption("field"):
+            self._print_field(terminalreporter)
         if path := self._config.getoption("report"):
             terminalreporter.write_line(f"Report: {path}")
+
+    def _print_field(self, out: pytest.TerminalReporter) -> None:
+        """How many of the field's own tests were shown, and why not the others."""
+        missing = originals.not_shown(self._results.values())
+        count = len(originals.ORIGINALS)
+        out.write_line(f"Field's own tests: {count - len(missing)} of {count} shown; not shown:")
+        for name, reason in missing.items():
+            out.write_line(f"  {name:<32} {printable(reason)}")
 
 
 Row = tuple[str, list[int], float]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pyvfio
-from hwtests.bench import changes_the_host
+from hwtests.bench import changes_the_host, setting
 from hwtests.child import NOBODY, in_child
 from hwtests.holdings import Holdings, lockable
 from hwtests.numpy_here import usable_numpy
@@ -27,16 +26,6 @@ from pyvfio.pci import Function
 PAGE = mmap.PAGESIZE
 ENTRY_LIMIT = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
-
-
-@contextlib.contextmanager
-def setting(path: Path, value: int) -> Iterator[None]:
-    before = path.read_text()
-    path.write_text(str(value))
-    try:
-        yield
-    finally:
-        path.write_text(before)
 
 
 @pytest.fixture(params=[2, 1], ids=["version 2", "version 1"])
