@@ -44,7 +44,7 @@ _SELFTESTS = "Linux 7.3, tools/testing/selftests/vfio/{}.c"
 _HOT_RESET = "pyvfio has no hot reset of a bus yet (VFIO_DEVICE_PCI_HOT_RESET)"
 _TOKEN = "pyvfio has no tokens for virtual functions yet (VFIO_DEVICE_FEATURE_PCI_VF_TOKEN)"
 _IOMMUFD = "pyvfio has no iommufd backend yet"
-_REMOVED = "Linux 4.12 removed KVM's own device assignment, of which it is"
+_REMOVED = "tests KVM's own device assignment, which Linux 4.12 removed"
 
 
 def _program(name: str, *tests: str, later: str = "", file: str = "") -> Original:

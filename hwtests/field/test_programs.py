@@ -77,7 +77,7 @@ def sparse_areas(capability: bytes) -> list[tuple[int, int]]:
 
 
 def test_vfio_pci_device_dma_map(device: Device, type1: None) -> None:
-    """vfio-pci-device-dma-map.c: a BAR is memory that devices can be let at, in pieces or whole."""
+    """vfio-pci-device-dma-map.c: a BAR can be mapped for DMA, in pieces or whole."""
     bars = [bar for bar in device.bars.values() if whole(bar)]
     if not bars:
         pytest.skip("needs a BAR that can be mapped")

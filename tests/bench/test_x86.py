@@ -60,7 +60,7 @@ def test_hardware_tests_pass_on_x86(hosts: Hosts, device: PciDevice) -> None:
 NOT_YET = {
     "needs graphics of an Intel processor": 1,
     "on purpose": 1,
-    "Linux 4.12 removed": 2,
+    "which Linux 4.12 removed": 2,
     "no device features yet": 1,
     "no hot reset of a bus yet": 1,
     "no tokens for virtual functions yet": 3,
