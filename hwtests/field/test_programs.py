@@ -213,7 +213,7 @@ def test_vfio_pci_huge_fault_race(device: Device, size: int) -> None:
     if bar is None:
         pytest.skip(
             f"needs a BAR of {size >> 20} MiB (the bench: --qemu-args "
-            "'-device pci-testdev,addr=0x6,membar=1G,membar-backed=on')"
+            "'-device pci-testdev,addr=0x6,membar=1G')"
         )
     for _ in range(200 * REPEAT):
         view = memory.map_file(device._file, bar._offset, size, writable=True)
