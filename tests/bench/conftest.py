@@ -25,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return not any(mark.args[0] in LONGEST for mark in item.iter_markers("xdist_group"))
 
     items.sort(key=begins_later)
+    for item in items:
+        if "hosts" in getattr(item, "fixturenames", ()) and not item.get_closest_marker(
+            "xdist_group"
+        ):
+            raise pytest.UsageError(
+                f"{item.nodeid} must have a mark xdist_group: tests of one group share a host"
+            )
 
 
 class Hosts:

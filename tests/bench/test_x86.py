@@ -128,6 +128,7 @@ def several_namespaces(directory: Path, options: str = "") -> str:
     return " ".join(words)
 
 
+@pytest.mark.xdist_group("x86 unknown devices")
 def test_hardware_tests_pass_on_unknown_devices(hosts: Hosts, tmp_path: Path) -> None:
     said = hosts.run(
         "x86",
@@ -161,6 +162,7 @@ def test_binding_and_commands_where_there_is_something_to_lose(
     assert "skipped" not in totals
 
 
+@pytest.mark.xdist_group("x86 users")
 def test_users_of_a_device_are_found_and_removal_recognized(hosts: Hosts) -> None:
     said = hosts.run(
         "x86",
@@ -174,6 +176,7 @@ def test_users_of_a_device_are_found_and_removal_recognized(hosts: Hosts) -> Non
     assert "SKIPPED" not in said
 
 
+@pytest.mark.xdist_group("x86 disks")
 def test_disk_is_copied_to_namespaces_of_other_block_sizes(hosts: Hosts) -> None:
     with tempfile.TemporaryDirectory(prefix="pyvfio-disks-") as directory:
         first, second = Path(directory, "first"), Path(directory, "second")
@@ -220,6 +223,7 @@ def test_replay_takes_a_device_and_gives_it_back(hosts: Hosts) -> None:
     assert said.splitlines()[-1] == "e1000e"
 
 
+@pytest.mark.xdist_group("x86 without isolation")
 @pytest.mark.parametrize(
     ("words", "says"),
     [
