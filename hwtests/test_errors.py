@@ -96,10 +96,11 @@ def test_no_descriptors_left(function: Function) -> None:
 
 
 def test_an_error_of_the_kernel_names_the_call_and_the_file(device: Device) -> None:
+    claim = device.req.claim(list)
     with pytest.raises(errors.KernelError) as info:
-        device.req.signal(0, [1 << 20])
+        claim.signal(0, [1 << 20])
     assert info.value.errno == errno.EBADF
     assert "VFIO_DEVICE_SET_IRQS" in str(info.value)
     assert str(device.address) in str(info.value)
     with pytest.raises(errors.KernelError, match="VFIO_DEVICE_SET_IRQS"):
-        device.req.signal(0, [0])
+        claim.signal(0, [0])

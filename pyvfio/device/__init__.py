@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyvfio._sys import Watch
 from pyvfio.device.device import Bars, Device, open
-from pyvfio.device.irq import Irq, Vectors
+from pyvfio.device.irq import Claim, Irq, Vectors
 from pyvfio.device.msix import GuestMsixTable, Msix, MsixEntry, MsixTable, PhysicalMsixTable
 from pyvfio.device.region import Area, Region
 from pyvfio.device.vector import Vector
@@ -12,6 +12,7 @@ from pyvfio.device.vector import Vector
 __all__ = [
     "Area",
     "Bars",
+    "Claim",
     "Device",
     "GuestMsixTable",
     "Irq",

@@ -220,7 +220,8 @@ class Device(Closing):
         """Reset the device, by function-level reset where it has one.
 
         What its registers held is gone; interrupts stay enabled, and config space is restored by
-        the kernel.
+        the kernel. So is the MSI-X table: what is forwarded goes on as the guest's table says,
+        until :meth:`MsixForwarder.reset` wipes that.
 
         Raises:
             Unsupported: the device cannot be reset alone.

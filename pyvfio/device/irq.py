@@ -6,7 +6,7 @@ import ctypes
 import errno
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import overload
 
@@ -58,11 +58,98 @@ class Vectors(Closing, Sequence[Vector]):
         Raises:
             KernelError: the kernel refused; the eventfds are closed all the same.
         """
-        with deferred_signals(), self._irq._lock:
+        with deferred_signals(), self._irq.lock:
             self._irq._release([vector for vector in self._vectors if vector.enabled])
 
     def __repr__(self) -> str:
         return f"<{self._irq.name} {list(self._vectors)}>"
+
+
+class Claim(Closing):
+    """An IRQ index whose vectors signal eventfds of its holder, which hands them to KVM.
+
+    Made by :meth:`Irq.claim`. While it lasts nobody else can enable vectors of the index. Whatever
+    disables the index (:meth:`Irq.disable`, a reset of the PE, closing the device) ends the claim,
+    and its holder is called, so that no holder takes vectors for enabled that are not.
+    """
+
+    __slots__ = ("_irq", "_on_disable")
+
+    def __init__(self, irq: Irq, on_disable: Callable[[], object]) -> None:
+        self._irq = irq
+        self._on_disable = on_disable
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended: the vectors are not its holder's any more."""
+        return self._irq._claim is not self
+
+    def signal(self, start: int, fds: Sequence[int | None]) -> None:
+        """Let vectors signal eventfds, with one call to the kernel.
+
+        The first call allocates the host's vectors up to the last one named; they stay until
+        :meth:`disable`.
+
+        Args:
+            start: the first vector's number.
+            fds: an eventfd for each vector, None for nobody; an allocated vector stays allocated.
+
+        Raises:
+            StateError: the claim has ended; and as :meth:`Irq.enable`.
+        """
+        irq = self._irq
+        irq._checked_count(len(fds), start)
+        with deferred_signals(), irq.lock:
+            if self.closed:
+                raise errors.StateError(
+                    f"{irq.name} was disabled meanwhile, and its vectors given back"
+                )
+            before = dict(irq._signalled)
+            irq._signalled.update(enumerate(fds, start))
+            try:
+                irq._assign(start, fds)
+            except errors.Error:
+                irq._signalled = before
+                raise
+
+    def disable(self, *, ask: bool = False) -> None:
+        """Disable the vectors and keep the claim; once it has ended this does nothing.
+
+        Args:
+            ask: ask the kernel even where nothing is enabled; it refuses then (EINVAL).
+
+        Raises:
+            KernelError: the kernel refused.
+        """
+        with deferred_signals(), self._irq.lock:
+            if not self.closed:
+                self._irq._release((), all_of_them=True, ask=ask)
+
+    def close(self) -> None:
+        """Disable the vectors and end the claim, the holder's own doing: it is not called.
+
+        Raises:
+            KernelError: the kernel refused; the claim has ended all the same.
+        """
+        with deferred_signals(), self._irq.lock:
+            try:
+                self.disable()
+            finally:
+                self._end()
+
+    def _revoke(self) -> None:
+        """Have the holder give it back; it ends in any case."""
+        try:
+            self._on_disable()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if not self.closed:
+            self._irq._claim = None
+
+    def __repr__(self) -> str:
+        return f"<Claim on {self._irq.name}{' closed' if self.closed else ''}>"
 
 
 class Irq:
@@ -70,6 +157,9 @@ class Irq:
 
     A device raises INTx, MSI or MSI-X, one of them at a time. ERR tells of an uncorrectable PCIe
     error, REQ that the host wants the device back.
+
+    An index is used in one of two ways: :meth:`enable` gives vectors to this process, and
+    :meth:`claim` lets them signal eventfds that a holder brings, as forwarding to KVM does.
 
     Threads may share it. A signal (Ctrl-C) in the midst of a call comes after it.
 
@@ -82,6 +172,7 @@ class Irq:
         automasked: each interrupt masks itself until :meth:`unmask` (level-triggered INTx).
         noresize: the number of vectors is fixed by the first :meth:`enable`; to have more, disable
             all first (``VFIO_IRQ_INFO_NORESIZE``).
+        lock: held over each change of the device's interrupts, by whom they are claimed as well.
     """
 
     def __init__(
@@ -106,17 +197,18 @@ class Irq:
         """
         self.file = file
         self._siblings = siblings
-        self._lock = threading.RLock() if lock is None else lock
+        self.lock = threading.RLock() if lock is None else lock
         self.index = index
         self.name = name
         self.count = count
         self.maskable = bool(flags & vfio.VFIO_IRQ_INFO_MASKABLE)
         self.automasked = bool(flags & vfio.VFIO_IRQ_INFO_AUTOMASKED)
         self.noresize = bool(flags & vfio.VFIO_IRQ_INFO_NORESIZE)
-        # Vectors by number: ours, and those that signal() gave somebody's eventfd, or none; and how
-        # many the kernel has allocated.
+        # Vectors by number: those of enable(), and those of the claim with its holder's eventfd, or
+        # none; and how many the kernel has allocated.
         self._enabled: dict[int, Vector] = {}
         self._signalled: dict[int, int | None] = {}
+        self._claim: Claim | None = None
         self._allocated = 0
         # Whether the kernel may have disabled the index: a call was interrupted.
         self._uncertain = False
@@ -139,8 +231,8 @@ class Irq:
         Raises:
             Unsupported: the device has no such interrupts.
             RangeError: it has fewer; the message says how many.
-            StateError: another kind of interrupt, or one of these vectors, is enabled; or the
-                number of vectors would grow and cannot (:attr:`noresize`).
+            StateError: another kind of interrupt, or one of these vectors, is enabled; the index is
+                claimed; or the number of vectors would grow and cannot (:attr:`noresize`).
             VectorsExhausted: the host has no vectors left.
             OpenFilesLimit: no descriptors left for the eventfds.
             KernelError: the kernel refused otherwise.
@@ -148,9 +240,10 @@ class Irq:
         count = self._checked_count(count, start)
         numbers = range(start, start + count)
         vectors: list[Vector] = []
-        with deferred_signals() as section, self._lock:
+        with deferred_signals() as section, self.lock:
+            self._check_unclaimed()
             for number in numbers:
-                if number in self._enabled or self._signalled.get(number) is not None:
+                if number in self._enabled:
                     raise errors.StateError(f"{self.name} vector {number} is already enabled")
             section.undo(_close_eventfds, vectors)
             for number in numbers:
@@ -166,33 +259,34 @@ class Irq:
                 raise
             return Vectors(self, vectors)
 
-    def signal(self, start: int, fds: Sequence[int | None]) -> None:
-        """Let vectors signal eventfds that the caller brings, to hand interrupts to KVM.
-
-        The first call allocates the host's vectors up to the last one named. They stay, whatever
-        other vectors are enabled and closed, until :meth:`disable`.
+    def claim(self, on_disable: Callable[[], object]) -> Claim:
+        """Take the index, to let its vectors signal eventfds of one's own.
 
         Args:
-            start: the first vector's number.
-            fds: an eventfd for each vector, None for nobody; an allocated vector stays allocated.
+            on_disable: called when somebody else disables the index, with :attr:`lock` held and
+                before the kernel is asked. It ends what the holder has built on the vectors, and
+                may close the claim; what it raises, the one who disables gets.
+
+        Returns:
+            The claim; closing it disables the vectors.
 
         Raises:
-            StateError: one of them was enabled by :meth:`enable`; and as :meth:`enable`.
+            StateError: vectors are enabled for this process, or the index is claimed.
         """
-        self._checked_count(len(fds), start)
-        with deferred_signals(), self._lock:
-            for number in range(start, start + len(fds)):
-                if number in self._enabled:
-                    raise errors.StateError(
-                        f"{self.name} vector {number} has an eventfd of its own: close it first"
-                    )
-            before = dict(self._signalled)
-            self._signalled.update(enumerate(fds, start))
-            try:
-                self._assign(start, fds)
-            except errors.Error:
-                self._signalled = before
-                raise
+        with self.lock:
+            self._check_unclaimed()
+            if self._enabled:
+                raise errors.StateError(
+                    f"{self.name} vectors of the device are enabled for this process, and would "
+                    "end with those that are forwarded: close them first"
+                )
+            self._claim = Claim(self, on_disable)
+            return self._claim
+
+    @property
+    def claimed(self) -> bool:
+        """Whether somebody has the index by :meth:`claim`."""
+        return self._claim is not None
 
     def _assign(self, start: int, fds: Sequence[int | None]) -> None:
         self._check_exclusive()
@@ -224,17 +318,19 @@ class Irq:
             raise
         self._uncertain = False
 
-    def disable(self, *, ask: bool = False) -> None:
+    def disable(self) -> None:
         """Disable all vectors and give the host's back; doing it again does nothing.
 
-        Args:
-            ask: ask the kernel even where nothing is enabled; it refuses then (EINVAL).
+        Who has claimed the index loses it and is called: a forwarder ends what it has at KVM, and
+        its guest's table says that MSI-X is disabled.
 
         Raises:
             KernelError: the kernel refused; the eventfds are closed all the same.
         """
-        with deferred_signals(), self._lock:
-            self._release(list(self._enabled.values()), all_of_them=True, ask=ask)
+        with deferred_signals(), self.lock, ExitStack() as steps:
+            steps.callback(self._release, list(self._enabled.values()), all_of_them=True)
+            if self._claim is not None:
+                steps.callback(self._claim._revoke)
 
     def mask(self, start: int = 0, count: int | None = None) -> None:
         """Keep interrupts back until :meth:`unmask`.
@@ -309,6 +405,13 @@ class Irq:
                 f"{count} from {start} on is outside"
             )
         return count
+
+    def _check_unclaimed(self) -> None:
+        if self._claim is not None:
+            raise errors.StateError(
+                f"{self.name} interrupts of the device are forwarded: end that first, or call "
+                "disable(), which ends it"
+            )
 
     def _check_exclusive(self) -> None:
         if self.index not in _EXCLUSIVE:

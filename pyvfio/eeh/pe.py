@@ -11,7 +11,7 @@ from enum import Enum
 from pyvfio import errors
 from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import vfio
-from pyvfio.device import Device
+from pyvfio.device import Device, Irq
 from pyvfio.eeh.error import InjectedError
 from pyvfio.eeh.operation import check_one_group, in_reset, operate
 from pyvfio.eeh.state import PeState
@@ -110,7 +110,7 @@ class Pe:
                 raise errors.PeUnavailable(
                     f"the state of {self} has been unavailable for {timeout:g} s: a PE above it is "
                     "frozen or being recovered by the host (`pyvfio eeh status all` shows which; "
-                    "`pyvfio eeh thaw` on that bridge clears it), or the PE has failed for good"
+                    "`pyvfio eeh thaw` on that bridge clears it)"
                 )
             time.sleep(_POLL)
         return state
@@ -172,7 +172,8 @@ class Pe:
         """Reset the PE: assert, hold, deactivate. Takes 2 to 10 seconds.
 
         Interrupts are off before the reset, as QEMU has it (commit 6319b1dad0): afterwards a
-        device's MSI-X table is empty, and what was set up before would be stale. The kernel
+        device's MSI-X table is empty, and what was set up before would be stale. Those that are
+        forwarded end as well, and their guest's table says that MSI-X is disabled. The kernel
         restores BARs and decoding, thaws the PE, and clears its note of a freeze. Bus mastering and
         all else is the caller's to restore, or :func:`~pyvfio.eeh.recover`'s.
 
@@ -180,9 +181,9 @@ class Pe:
 
         Args:
             kind: hot or fundamental.
-            teardown: disables interrupts; for a caller whose interrupts are not only the device's
-                own, who also clears the table that a guest has (:meth:`GuestMsixTable.reset`). None
-                is :meth:`disable_interrupts`.
+            teardown: called first, for a caller who has more to end than interrupts, or who wipes
+                the table that a guest has (:meth:`MsixForwarder.reset`). Interrupts that are on
+                after it are disabled. None is :meth:`disable_interrupts`.
 
         Raises:
             StateError, Unsupported: as :attr:`state`.
@@ -230,6 +231,10 @@ class Pe:
         check_one_group(self._space)
         with deferred_signals():
             (self.disable_interrupts if teardown is None else teardown)()
+            # A teardown that disables nothing must not leave a guest with vectors that the reset
+            # wipes. One that was refused has its vectors recorded as off, and is not asked again.
+            for irq in self._used():
+                irq.disable()
             with in_reset(self._space, self.devices[0].address, kind.value, self.deactivate):
                 yield
 
@@ -241,8 +246,14 @@ class Pe:
         (:func:`~pyvfio.eeh.end_leftover_reset`).
 
         Raises:
-            StateError, Unsupported, KernelError: as :attr:`state`.
+            StateError: interrupts of the devices are enabled or forwarded; and as :attr:`state`.
+            Unsupported, KernelError: as :attr:`state`.
         """
+        for irq in self._used():
+            raise errors.StateError(
+                f"{irq.name} interrupts are on, and the reset wipes the device's table of them: "
+                "call disable_interrupts() first"
+            )
         self._operate(kind.value)
 
     def deactivate(self) -> None:
@@ -266,6 +277,15 @@ class Pe:
             for device in reversed(self.devices):
                 for irq in (device.msix, device.msi, device.intx):
                     stack.callback(irq.disable)
+
+    def _used(self) -> list[Irq]:
+        """INTx, MSI and MSI-X of the devices that somebody takes for enabled."""
+        return [
+            irq
+            for device in self.devices
+            for irq in (device.intx, device.msi, device.msix)
+            if irq.enabled or irq.claimed
+        ]
 
     def __str__(self) -> str:
         return f"the PE of {self.devices[0].address}"

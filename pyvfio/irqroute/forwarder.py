@@ -65,6 +65,12 @@ class MsixForwarder(Closing):
     pending bit. When a write to the table raises, it has not been done, and the interrupts are as
     before.
 
+    While MSI-X is enabled in the table, the device's MSI-X is claimed
+    (:meth:`~pyvfio.device.irq.Irq.claim`). What disables it from elsewhere
+    (``device.msix.disable()``, a reset or recovery of the PE, closing the device) disables it in
+    the table too, and it is forwarded again once the table enables it. The entries stay: where the
+    device's own table was wiped, :meth:`reset` wipes this one.
+
     Attributes:
         msix: the guest's table.
         policy: how the dummy vector is treated.
@@ -94,12 +100,12 @@ class MsixForwarder(Closing):
             raise errors.Unsupported(f"the device has no {irq.name} interrupts")
         gsis = default_gsis(vm, policy) if gsis is None else gsis
         self.policy = policy
-        self.msix = VirtualMsix(irq.count, self)
+        self.msix = VirtualMsix(irq.count, self, irq.lock)
         self.paths: Paths
         if policy.dummy is Dummy.NONE:
-            self.paths = BestPaths(irq, vm.irqfds, gsis)
+            self.paths = BestPaths(irq, vm.irqfds, gsis, self.close)
         else:
-            self.paths = Paths2016(irq, vm.irqfds, gsis, policy, self._message)
+            self.paths = Paths2016(irq, vm.irqfds, gsis, self.close, policy, self._message)
 
     def reset(self) -> None:
         """The device is reset: MSI-X is disabled, then the table is wiped.
@@ -158,7 +164,11 @@ class MsiForwarder(Closing):
     """A device's MSI, forwarded to a VM.
 
     MSI has one message for all its vectors, which differ in the low bits of its data (PCI Local
-    Bus 3.0, 6.8.1).
+    Bus 3.0, 6.8.1). Threads may share it.
+
+    While it is enabled the device's MSI is claimed (:meth:`~pyvfio.device.irq.Irq.claim`). What
+    disables it from elsewhere (``device.msi.disable``, a reset or the recovery of the PE, closing
+    the device) closes this.
 
     Attributes:
         count: how many vectors are enabled, 0 for none.
@@ -177,8 +187,10 @@ class MsiForwarder(Closing):
         """
         if not irq.count:
             raise errors.Unsupported(f"the device has no {irq.name} interrupts")
-        self.paths = BestPaths(irq, vm.irqfds, default_gsis(vm) if gsis is None else gsis)
+        gsis = default_gsis(vm) if gsis is None else gsis
+        self.paths = BestPaths(irq, vm.irqfds, gsis, self.close)
         self.count = 0
+        self._lock = irq.lock  # held over each change, by what disables MSI from elsewhere too
         self._limit = irq.count
         self._message = MsiMessage(0, 0)
         self._pending: set[int] = set()
@@ -192,18 +204,19 @@ class MsiForwarder(Closing):
             count: how many, a power of two.
 
         Raises:
-            StateError: it is enabled.
+            StateError: it is enabled, or the device's vectors are this process's.
             RangeError: the device has fewer vectors.
             ArgumentError: `count` is no power of two, or the data's low bits are not 0.
             RoutesExhausted, VectorsExhausted, OpenFilesLimit, DeviceGone, KernelError: it cannot
                 be done, and nothing was.
         """
-        if self.count:
-            raise errors.StateError("MSI is enabled: retarget() changes its message")
-        if not 1 <= count <= self._limit:
-            raise errors.RangeError(f"the device has {self._limit} MSI vectors, not {count}")
-        self.paths.enable(_messages(message, count))
-        self.count, self._message = count, message
+        with self._lock:
+            if self.count:
+                raise errors.StateError("MSI is enabled: retarget() changes its message")
+            if not 1 <= count <= self._limit:
+                raise errors.RangeError(f"the device has {self._limit} MSI vectors, not {count}")
+            self.paths.enable(_messages(message, count))
+            self.count, self._message = count, message
 
     def retarget(self, message: MsiMessage) -> None:
         """Change the message; masked vectors stay masked, with the new one.
@@ -212,9 +225,10 @@ class MsiForwarder(Closing):
             StateError: it is not enabled.
             ArgumentError, KernelError: as :meth:`enable`.
         """
-        messages = _messages(message, self._enabled())
-        self._unmask({n: m for n, m in messages.items() if n not in self._masked})
-        self._message = message
+        with self._lock:
+            messages = _messages(message, self._enabled())
+            self._unmask({n: m for n, m in messages.items() if n not in self._masked})
+            self._message = message
 
     def mask(self, *vectors: int) -> None:
         """Keep vectors' interrupts back, in their pending bits.
@@ -224,24 +238,27 @@ class MsiForwarder(Closing):
             RangeError: there is no such vector.
             DeviceGone, KernelError: the kernel refused.
         """
-        self._check(vectors)
-        new = sorted(set(vectors) - self._masked)
-        self.paths.mask(new)
-        self._masked.update(new)
+        with self._lock:
+            self._check(vectors)
+            new = sorted(set(vectors) - self._masked)
+            self.paths.mask(new)
+            self._masked.update(new)
 
     def unmask(self, *vectors: int) -> None:
         """Let them through, and send what was pending, once; errors as :meth:`mask`."""
-        self._check(vectors)
-        due = set(vectors) & self._masked
-        messages = _messages(self._message, self.count)
-        self._unmask({vector: messages[vector] for vector in sorted(due)})
-        self._masked -= due
+        with self._lock:
+            self._check(vectors)
+            due = set(vectors) & self._masked
+            messages = _messages(self._message, self.count)
+            self._unmask({vector: messages[vector] for vector in sorted(due)})
+            self._masked -= due
 
     def pending(self, vector: int) -> bool:
         """Whether an interrupt waits for the vector to be unmasked; errors as :meth:`mask`."""
-        self._check((vector,))
-        self._pending.update(self.paths.arrived((vector,)))
-        return vector in self._pending
+        with self._lock:
+            self._check((vector,))
+            self._pending.update(self.paths.arrived((vector,)))
+            return vector in self._pending
 
     def close(self) -> None:
         """Disable MSI; doing it again does nothing.
@@ -249,11 +266,12 @@ class MsiForwarder(Closing):
         Raises:
             DeviceGone, KernelError: a step was refused; the others were done.
         """
-        if self.count:
-            self.count = 0
-            self._masked.clear()
-            self._pending.clear()
-            self.paths.disable()
+        with self._lock:
+            if self.count:
+                self.count = 0
+                self._masked.clear()
+                self._pending.clear()
+                self.paths.disable()
 
     def __repr__(self) -> str:
         return f"<MsiForwarder {self.count} of {self._limit} vectors>"

@@ -69,6 +69,7 @@ class Paths2016(Paths):
         irq: Irq,
         irqfds: Irqfds,
         gsis: GsiMapping,
+        on_disable: Callable[[], object],
         policy: Policy,
         table: Callable[[int], MsiMessage],
     ) -> None:
@@ -77,10 +78,11 @@ class Paths2016(Paths):
             irq: the device's MSI-X.
             irqfds: the VM's.
             gsis: where GSIs come from.
+            on_disable: as :class:`Paths` has it.
             policy: which of QEMU's.
             table: the message that stands in the guest's table now, by vector.
         """
-        super().__init__(irq, irqfds, gsis)
+        super().__init__(irq, irqfds, gsis, on_disable)
         self._policy = policy
         self._table = table
         self._nr_vectors = 0
@@ -88,6 +90,7 @@ class Paths2016(Paths):
 
     def enable(self, messages: Mapping[int, MsiMessage]) -> None:
         # vfio_msix_enable
+        self._begin()
         try:
             if 0 not in messages:
                 self._masked.add(0)
@@ -117,10 +120,13 @@ class Paths2016(Paths):
         # vfio_msix_disable
         with ExitStack() as steps:
             steps.callback(self._forget)
+            steps.callback(self._end)
             for number in sorted(self._paths, reverse=True):
                 steps.callback(self._remove_kvm_msi_virq, self._paths[number])
+            if self._claimed is None or self._claimed.closed:
+                return
             if self._nr_vectors:
-                steps.callback(self.irq.disable, ask=True)
+                steps.callback(self._claim.disable, ask=True)
             if not self.irq.file.closed:
                 for number in sorted(self._paths, reverse=True):
                     steps.callback(self._vector_release, number)
@@ -148,7 +154,7 @@ class Paths2016(Paths):
             self._add_kvm_msi_virq(path, message)
         if number >= self._nr_vectors:
             try:
-                self.irq.disable(ask=True)
+                self._claim.disable(ask=True)
             except errors.DeviceGone:
                 raise
             except errors.KernelError:

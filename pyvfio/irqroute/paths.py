@@ -8,13 +8,13 @@ binding stays for the unmasking.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
 from pyvfio import errors
 from pyvfio._sys import EventFd
-from pyvfio.device import Irq
+from pyvfio.device import Claim, Irq
 from pyvfio.irqroute.gsis import GsiMapping
 from pyvfio.kvm import Irqchip, Irqfd, Irqfds, MsiMessage, Routes
 
@@ -98,16 +98,31 @@ class Path:
 class Paths(ABC):
     """The vectors' ways, as something joins and parts them.
 
+    From :meth:`enable` to :meth:`disable` the device's interrupts are claimed
+    (:meth:`~pyvfio.device.irq.Irq.claim`), so that nobody else changes what stands here.
+
     Attributes:
         irq: the device's MSI-X or MSI.
         irqfds: the VM's.
         gsis: where GSIs come from.
     """
 
-    def __init__(self, irq: Irq, irqfds: Irqfds, gsis: GsiMapping) -> None:
+    def __init__(
+        self, irq: Irq, irqfds: Irqfds, gsis: GsiMapping, on_disable: Callable[[], object]
+    ) -> None:
+        """
+        Args:
+            irq: the device's MSI-X or MSI.
+            irqfds: the VM's.
+            gsis: where GSIs come from.
+            on_disable: called when somebody else disables the device's interrupts; it is to call
+                :meth:`disable`.
+        """
         self.irq = irq
         self.irqfds = irqfds
         self.gsis = gsis
+        self._on_disable = on_disable
+        self._claimed: Claim | None = None
         self._paths: dict[int, Path] = {}
 
     @abstractmethod
@@ -115,6 +130,7 @@ class Paths(ABC):
         """The device's interrupts are enabled; these vectors may send at once.
 
         Raises:
+            StateError: the device's vectors are this process's, or forwarded by another forwarder.
             OpenFilesLimit: too few descriptors for the eventfds.
             RoutesExhausted: too few GSIs.
             VectorsExhausted, DeviceGone, KernelError: the kernel refused. Nothing is left of it.
@@ -159,9 +175,23 @@ class Paths(ABC):
         """A vector's way, if it has one."""
         return self._paths.get(number)
 
+    @property
+    def _claim(self) -> Claim:
+        if self._claimed is None:
+            raise errors.StateError(f"{self.irq.name} is not forwarded: enable it first")
+        return self._claimed
+
+    def _begin(self) -> None:
+        self._claimed = self.irq.claim(self._on_disable)
+
+    def _end(self) -> None:
+        claim, self._claimed = self._claimed, None
+        if claim is not None:
+            claim.close()
+
     def _signal(self, start: int, eventfds: Sequence[EventFd | None]) -> None:
         """Point VFIO at eventfds, from vector `start` on, with one call."""
-        self.irq.signal(start, [fd if fd is None else fd.fileno() for fd in eventfds])
+        self._claim.signal(start, [fd if fd is None else fd.fileno() for fd in eventfds])
 
     def _abandon(self) -> None:
         """After a failure, which is the one to tell: give everything back."""
@@ -184,20 +214,18 @@ class BestPaths(Paths):
     What is parted is parted first at VFIO, so that nothing arrives on a way half gone.
     """
 
-    def __init__(self, irq: Irq, irqfds: Irqfds, gsis: GsiMapping) -> None:
-        super().__init__(irq, irqfds, gsis)
+    def __init__(
+        self, irq: Irq, irqfds: Irqfds, gsis: GsiMapping, on_disable: Callable[[], object]
+    ) -> None:
+        super().__init__(irq, irqfds, gsis, on_disable)
         self._pointed: dict[int, EventFd] = {}  # what VFIO signals, by vector
         self._allocated = 0  # vectors that VFIO has been told of
 
     def enable(self, messages: Mapping[int, MsiMessage]) -> None:
-        if self.irq.enabled:
-            raise errors.StateError(
-                f"{self.irq.name} vectors of the device are enabled for this process, and would "
-                "end with those that are forwarded: close them first"
-            )
+        self._begin()
         try:
             # What an earlier disable() may have been refused; as a rule nothing.
-            self.irq.disable()
+            self._claim.disable()
             self.unmask(messages)
             if not self._allocated:
                 # Enabled without a vector, as QEMU has it since 5ebffa4e87: no dummy is needed.
@@ -259,7 +287,7 @@ class BestPaths(Paths):
             bound = [(path.irqfd, path.to_guest) for path in self._paths.values() if path.irqfd]
             steps.callback(self.gsis.remove, [irqfd.gsi for irqfd, _ in bound])
             steps.callback(self.irqfds.end_many, bound)
-            steps.callback(self.irq.disable)
+            steps.callback(self._end)
 
     def _forget(self) -> None:
         for path in self._paths.values():
@@ -363,7 +391,7 @@ class BestPaths(Paths):
                 self._allocated = 1
         elif self.irq.noresize and end > self._allocated:
             # Interrupts in between are lost, as in QEMU: the kernel has no other way.
-            self.irq.disable()
+            self._claim.disable()
             self._allocated = 0
             numbers = range(end)
         for run in _runs(numbers, self._pointed):

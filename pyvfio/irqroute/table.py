@@ -5,6 +5,7 @@ PCI Local Bus 3.0, 6.8.2: table, pending bits, and the two bits of the message c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, MutableSequence, Sequence
 from contextlib import suppress
 from typing import NoReturn, Protocol, overload
@@ -53,14 +54,17 @@ class VirtualMsix(MutableSequence[MsixEntry]):
     :meth:`write_table`. As a guest must, mask a vector before changing its message: a new message
     counts from the next unmasking on. A write that raises has not been done.
 
-    One thread at a time may use it.
+    Threads may share it.
     """
 
-    def __init__(self, entries: int, follower: Follower) -> None:
+    def __init__(
+        self, entries: int, follower: Follower, lock: threading.RLock | None = None
+    ) -> None:
         """
         Args:
             entries: how many vectors, 1 to 2,048.
             follower: who is told of changes, before they can be read here.
+            lock: held over each change, the follower's work included; None for one of its own.
 
         Raises:
             RangeError: MSI-X allows no such number.
@@ -69,6 +73,7 @@ class VirtualMsix(MutableSequence[MsixEntry]):
         self._pending = 0
         self._control = 0
         self._follower = follower
+        self._lock = threading.RLock() if lock is None else lock
 
     # Message control.
 
@@ -79,32 +84,33 @@ class VirtualMsix(MutableSequence[MsixEntry]):
 
     @control.setter
     def control(self, value: int) -> None:
-        before = self._control
-        after = value & (_ENABLE | _MASKALL)
-        if after == before:
-            return
-        sent = self._sending()
-        self._control = after
-        try:
-            if not after & _ENABLE:
-                if before & _ENABLE:
-                    self._follower.disable()
-            elif not before & _ENABLE:
-                self._follower.enable(self._sending())
-            elif after & _MASKALL:
-                self._follower.mask(sent)
-            else:
-                self._follower.unmask(self._sending())
-        except BaseException:
-            # What cannot be disabled (a device that has gone) is not enabled either.
-            if after & _ENABLE:
-                self._control = before
-            raise
-        finally:
-            if not self._control & _ENABLE:
-                self._pending = 0
-        if not sent:
-            self._deliver(self._sending())
+        with self._lock:
+            before = self._control
+            after = value & (_ENABLE | _MASKALL)
+            if after == before:
+                return
+            sent = self._sending()
+            self._control = after
+            try:
+                if not after & _ENABLE:
+                    if before & _ENABLE:
+                        self._follower.disable()
+                elif not before & _ENABLE:
+                    self._follower.enable(self._sending())
+                elif after & _MASKALL:
+                    self._follower.mask(sent)
+                else:
+                    self._follower.unmask(self._sending())
+            except BaseException:
+                # What cannot be disabled (a device that has gone) is not enabled either.
+                if after & _ENABLE:
+                    self._control = before
+                raise
+            finally:
+                if not self._control & _ENABLE:
+                    self._pending = 0
+            if not sent:
+                self._deliver(self._sending())
 
     @property
     def enabled(self) -> bool:
@@ -113,7 +119,8 @@ class VirtualMsix(MutableSequence[MsixEntry]):
 
     @enabled.setter
     def enabled(self, on: bool) -> None:
-        self.control = self._control | _ENABLE if on else self._control & ~_ENABLE
+        with self._lock:
+            self.control = self._control | _ENABLE if on else self._control & ~_ENABLE
 
     @property
     def function_masked(self) -> bool:
@@ -122,7 +129,8 @@ class VirtualMsix(MutableSequence[MsixEntry]):
 
     @function_masked.setter
     def function_masked(self, on: bool) -> None:
-        self.control = self._control | _MASKALL if on else self._control & ~_MASKALL
+        with self._lock:
+            self.control = self._control | _MASKALL if on else self._control & ~_MASKALL
 
     # The table, by entries.
 
@@ -142,16 +150,17 @@ class VirtualMsix(MutableSequence[MsixEntry]):
         """
         if isinstance(index, slice) or not isinstance(value, MsixEntry):
             raise errors.ArgumentError("entries are set one at a time: msix[0] = MsixEntry(...)")
-        before = self[index]
-        self._set_mask(index, True)
-        try:
-            self._table[index] = value._replace(masked=True)
-            self._set_mask(index, value.masked)
-        except BaseException:
-            self._table[index] = before._replace(masked=True)
-            with suppress(errors.Error):
-                self._set_mask(index, before.masked)
-            raise
+        with self._lock:
+            before = self[index]
+            self._set_mask(index, True)
+            try:
+                self._table[index] = value._replace(masked=True)
+                self._set_mask(index, value.masked)
+            except BaseException:
+                self._table[index] = before._replace(masked=True)
+                with suppress(errors.Error):
+                    self._set_mask(index, before.masked)
+                raise
 
     def __delitem__(self, index: int | slice) -> NoReturn:
         raise errors.ArgumentError("a table has a fixed number of entries")
@@ -178,18 +187,20 @@ class VirtualMsix(MutableSequence[MsixEntry]):
     def write_table(self, offset: int, value: int, width: int = 4) -> None:
         """Write 4 or 8 bytes of the table, at a multiple of that; errors as :meth:`read_table`."""
         words = self._words(offset, width)
-        before = [self._table.read32(at) for at in words]
-        try:
-            for at in words:
-                word = value >> 8 * (at - offset) & 0xFFFFFFFF
-                if at % ENTRY_SIZE != _CONTROL:
+        with self._lock:
+            before = [self._table.read32(at) for at in words]
+            try:
+                for at in words:
+                    word = value >> 8 * (at - offset) & 0xFFFFFFFF
+                    if at % ENTRY_SIZE != _CONTROL:
+                        self._table.write32(at, word)
+                        continue
+                    masked = bool(word & pci_regs.PCI_MSIX_ENTRY_CTRL_MASKBIT)
+                    self._set_mask(at // ENTRY_SIZE, masked)
+            except BaseException:
+                for at, word in zip(words, before, strict=True):
                     self._table.write32(at, word)
-                    continue
-                self._set_mask(at // ENTRY_SIZE, bool(word & pci_regs.PCI_MSIX_ENTRY_CTRL_MASKBIT))
-        except BaseException:
-            for at, word in zip(words, before, strict=True):
-                self._table.write32(at, word)
-            raise
+                raise
 
     # Pending bits.
 
@@ -204,8 +215,9 @@ class VirtualMsix(MutableSequence[MsixEntry]):
             raise errors.ArgumentError(f"{width} bytes at {offset:#x}: MSI-X takes 4 or 8, aligned")
         if not 0 <= offset <= size - width:
             raise errors.RangeError(f"the pending bits have {size} bytes")
-        self._collect(range(8 * offset, min(8 * (offset + width), len(self))))
-        return self._pending >> 8 * offset & (1 << 8 * width) - 1
+        with self._lock:
+            self._collect(range(8 * offset, min(8 * (offset + width), len(self))))
+            return self._pending >> 8 * offset & (1 << 8 * width) - 1
 
     def is_pending(self, vector: int) -> bool:
         """Whether an interrupt of a vector waits for it to be unmasked.
@@ -214,8 +226,9 @@ class VirtualMsix(MutableSequence[MsixEntry]):
             RangeError: there is no such vector.
         """
         self._check(vector)
-        self._collect((vector,))
-        return bool(self._pending >> vector & 1)
+        with self._lock:
+            self._collect((vector,))
+            return bool(self._pending >> vector & 1)
 
     def interrupt(self, vector: int) -> bool:
         """The device has an interrupt of this vector.
@@ -227,11 +240,12 @@ class VirtualMsix(MutableSequence[MsixEntry]):
             RangeError: there is no such vector.
         """
         self._check(vector)
-        if self.sends(vector):
-            return True
-        if self.enabled:
-            self._pending |= 1 << vector
-        return False
+        with self._lock:
+            if self.sends(vector):
+                return True
+            if self.enabled:
+                self._pending |= 1 << vector
+            return False
 
     def sends(self, vector: int) -> bool:
         """Whether a vector may send: enabled, and masked neither itself nor with the function.
@@ -244,11 +258,12 @@ class VirtualMsix(MutableSequence[MsixEntry]):
 
     def reset(self) -> None:
         """As a reset leaves it: disabled, every entry zero and masked, nothing pending."""
-        try:
-            self.control = 0
-        finally:
-            self._table.reset()
-            self._pending = 0
+        with self._lock:
+            try:
+                self.control = 0
+            finally:
+                self._table.reset()
+                self._pending = 0
 
     def __repr__(self) -> str:
         state = "enabled" if self.enabled else "disabled"

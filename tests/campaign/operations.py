@@ -203,7 +203,7 @@ def vectors(device: Device) -> None:
 def eventfds(device: Device) -> None:
     with EventFd() as event:
         try:
-            device.msi.signal(0, [event.fileno(), None])
+            device.msi.claim(list).signal(0, [event.fileno(), None])
             device.msi.trigger(0)
         finally:
             device.msi.disable()

@@ -219,20 +219,67 @@ def test_masking_is_refused_where_the_kernel_cannot(kernel: Kernel) -> None:
     ]
 
 
-def test_eventfds_of_the_callers_stay_whatever_vectors_come_and_go(kernel: Kernel) -> None:
+def test_a_claimed_index_is_nobody_elses(kernel: Kernel) -> None:
     irq = make()
-    irq.signal(0, [77, None])
-    with pytest.raises(errors.StateError, match="vector 0 is already enabled"):
-        irq.enable(1)
-    irq.enable(1, start=2).close()
-    assert kernel.calls[-1] == (EVENTFD_TRIGGER, MSIX, 2, 1, (-1,))
-    with irq.enable(1, start=1), pytest.raises(errors.StateError, match="of its own"):
-        irq.signal(1, [78])
-    irq.trigger(0)
-    with pytest.raises(errors.StateError, match="vector 1 is not enabled"):
-        irq.trigger(0, 2)
-    irq.disable()
+    with irq.enable(1), pytest.raises(errors.StateError, match="close them first"):
+        irq.claim(list)
+    with irq.claim(list) as claim:
+        claim.signal(0, [77, None])
+        asked = len(kernel.calls)
+        for refused in (lambda: irq.enable(1, start=2), lambda: irq.claim(list)):
+            with pytest.raises(errors.StateError, match="forwarded"):
+                refused()
+        assert len(kernel.calls) == asked
+        irq.trigger(0)
+        with pytest.raises(errors.StateError, match="vector 1 is not enabled"):
+            irq.trigger(0, 2)
     assert kernel.calls[-1][:4] == (NONE_TRIGGER, MSIX, 0, 0)
+    claim.close()
+    irq.enable(1).close()
+
+
+def test_disabling_a_claimed_index_tells_its_holder_first(kernel: Kernel) -> None:
+    irq, told = make(), []
+
+    def lose() -> None:
+        told.append((len(kernel.calls), claim.closed))
+
+    claim = irq.claim(lose)
+    claim.signal(0, [77])
+    irq.disable()
+    assert told == [(1, False)], "before the kernel was asked, and before it ended"
+    assert kernel.calls[1:] == [(NONE_TRIGGER, MSIX, 0, 0, ())]
+    assert claim.closed
+    assert not irq.claimed
+    with pytest.raises(errors.StateError, match="disabled meanwhile"):
+        claim.signal(0, [77])
+    for harmless in (claim.disable, claim.close, irq.disable):
+        harmless()
+    assert len(kernel.calls) == 2
+    assert len(told) == 1
+
+
+def test_a_claim_ends_whatever_its_holder_and_the_kernel_say(kernel: Kernel) -> None:
+    irq = make()
+
+    def lose() -> None:
+        raise errors.StateError("the holder's own")
+
+    claim = irq.claim(lose)
+    claim.signal(0, [77])
+    with pytest.raises(errors.StateError, match="the holder's own"):
+        irq.disable()
+    assert claim.closed
+    assert kernel.calls[-1] == (NONE_TRIGGER, MSIX, 0, 0, ())
+    claim = irq.claim(list)
+    claim.signal(0, [77])
+    kernel.refuse(errno.EIO)
+    with pytest.raises(errors.KernelError):
+        claim.close()
+    assert claim.closed
+    kernel.answer = lambda: 0
+    irq.disable()
+    assert kernel.calls[-1] == (NONE_TRIGGER, MSIX, 0, 0, ()), "what was refused is asked again"
 
 
 def test_closing_a_vector_wakes_threads_and_tasks_that_wait_for_it(kernel: Kernel) -> None:

@@ -130,6 +130,8 @@ class FakeIrq:
 
     def __init__(self) -> None:
         self.disabled = 0
+        self.enabled: tuple[int, ...] = ()
+        self.claimed = False
 
     def disable(self) -> None:
         self.disabled += 1
@@ -168,6 +170,7 @@ class SysfsPe:
         refuse: the errno with which writing fails.
         gone: whether the function has no PE (any more).
         thaws: whether a write thaws it.
+        taken: whether a look has noted a freeze that the kernel had not noticed.
     """
 
     def __init__(self, function: Function, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +179,7 @@ class SysfsPe:
         self.refuse: int | None = None
         self.gone = False
         self.thaws = True
+        self.taken = False
         self.path = function.sysfs / "eeh_pe_state"
         self._fds: set[int] = set()
         directory = function.sysfs.resolve()
@@ -187,6 +191,11 @@ class SysfsPe:
 
     def freeze(self) -> None:
         self.hardware = 0
+
+    def check(self) -> None:
+        """As eeh_dev_check: the kernel looks itself, and begins to recover what is frozen."""
+        if not self.hardware and not self.software & 1:
+            self.software |= 3
 
     def open(self, path: str, flags: int) -> int:
         fd = os.open(path, flags)
@@ -206,6 +215,7 @@ class SysfsPe:
         self._seen = True
         if not self.hardware & 0x1B:
             self.software |= 1
+            self.taken |= not self.software & 2
         return f"0x{self.hardware:08x} 0x{self.software:08x}\n".encode()
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:

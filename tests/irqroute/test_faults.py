@@ -21,6 +21,7 @@ import pytest
 from pyvfio import errors
 from pyvfio._sys import EventFd, calls
 from pyvfio.abi import kvm, vfio
+from pyvfio.device import Claim
 from pyvfio.device.msix import MsixEntry
 from pyvfio.irqroute import BEFORE, D1F6AF6, PATCHED, MsiForwarder, Policy, VirtualMsix
 from pyvfio.irqroute.model import _ModelDeviceFile, _ModelFile, _ModelVmFile
@@ -288,14 +289,14 @@ def test_an_interrupt_during_a_refused_masking_is_the_guests(
         rig.msix.write_table(16 + 12, 1)
         path = rig.forwarder.paths.path(0)
         assert path is not None
-        real = rig.irq.signal
+        real = Claim.signal
 
-        def signal(start: int, fds: Any) -> None:
-            real(start, fds)
+        def signal(claim: Claim, start: int, fds: Any) -> None:
+            real(claim, start, fds)
             if fds == [path.to_us.fileno()]:
                 rig.irq.trigger(0)
 
-        monkeypatch.setattr(rig.irq, "signal", signal)
+        monkeypatch.setattr(Claim, "signal", signal)
         # Both eventfds, the first call, the interrupt, the second call.
         with faults.at(5, errno.EINVAL), pytest.raises(errors.KernelError):
             rig.msix.function_masked = True

@@ -125,26 +125,28 @@ def test_sources_take_what_is_theirs() -> None:
 
 
 def test_disabling_what_is_disabled_is_einval(irq: Irq) -> None:
+    claim = irq.claim(list)
     for _ in range(2):
         with pytest.raises(errors.KernelError) as refusal:
-            irq.disable(ask=True)
+            claim.disable(ask=True)
         assert refusal.value.errno == errno.EINVAL
-        irq.signal(0, [None])
-        irq.disable(ask=True)
+        claim.signal(0, [None])
+        claim.disable(ask=True)
 
 
 def test_firing_goes_to_the_eventfd_of_the_moment(irq: Irq) -> None:
+    claim = irq.claim(list)
     with EventFd() as one, EventFd() as other:
-        irq.signal(0, [one.fileno(), other.fileno()])
+        claim.signal(0, [one.fileno(), other.fileno()])
         irq.trigger(0, 2)
-        irq.signal(0, [other.fileno(), None])
+        claim.signal(0, [other.fileno(), None])
         irq.trigger(0)
         assert (one.take(), other.take()) == (1, 2)
 
 
 def test_an_eventfd_that_was_closed_hears_nothing_nor_does_who_has_its_number(irq: Irq) -> None:
     first = EventFd()
-    irq.signal(0, [first.fileno()])
+    irq.claim(list).signal(0, [first.fileno()])
     first.close()
     with EventFd() as second:
         irq.trigger(0)
@@ -152,10 +154,11 @@ def test_an_eventfd_that_was_closed_hears_nothing_nor_does_who_has_its_number(ir
 
 
 def test_a_bad_descriptor_parts_all_that_the_call_named(irq: Irq) -> None:
+    claim = irq.claim(list)
     with EventFd() as eventfd:
-        irq.signal(0, [eventfd.fileno()])
+        claim.signal(0, [eventfd.fileno()])
         with pytest.raises(errors.KernelError) as refusal:
-            irq.signal(0, [eventfd.fileno(), 9999])
+            claim.signal(0, [eventfd.fileno(), 9999])
         assert refusal.value.errno == errno.EBADF
         irq.trigger(0)
         assert eventfd.take() == 0
@@ -165,7 +168,7 @@ def test_beyond_the_last_vector_and_growing_without_leave_are_einval() -> None:
     for noresize, start in ((False, 8), (True, 1)):
         irq = modelled_msix(8, noresize=noresize)
         with irq.file:
-            irq.signal(0, [None])
+            irq.claim(list).signal(0, [None])
             argument = bytearray(
                 vfio.vfio_irq_set(
                     argsz=24,

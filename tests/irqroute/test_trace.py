@@ -41,7 +41,7 @@ def device(count: int) -> Iterator[tuple[Irq, Trace]]:
 def test_set_irqs_with_eventfds_comes_back(start: int, holes: list[int | None]) -> None:
     with device(200) as (irq, trace), EventFd() as eventfd:
         fds = [None if hole is None else eventfd.fileno() for hole in holes]
-        irq.signal(start, fds)
+        irq.claim(list).signal(start, fds)
         (event,) = trace.take()
         names = [None if fd is None else f"fd{fd}" for fd in fds]
         assert event.arguments == {
@@ -141,9 +141,10 @@ def test_an_event_in_a_word() -> None:
 def test_a_trace_ends_with_its_block_and_leaves_others_alone() -> None:
     irq, outer, inner = modelled_msix(2), Trace(), Trace()
     with irq.file:
+        claim = irq.claim(list)
         with outer.watching(irq.file), inner.watching(irq.file):
-            irq.signal(0, [None])
-        irq.signal(1, [None])
+            claim.signal(0, [None])
+        claim.signal(1, [None])
         assert list(map(str, outer.events)) == list(map(str, inner.events)) == ["S(0,[-])"]
         assert irq.file.watcher is None
 
