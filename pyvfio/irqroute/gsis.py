@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from pyvfio import errors
 from pyvfio.kvm import MsiMessage, Routes
+from pyvfio.kvm.xics import LAST_SOURCE
 
-_SOURCE_BITS = 0xFFFF
+_SOURCE_BITS_2016 = 0xFFFF
 
 
 class GsiMapping(ABC):
@@ -106,9 +107,17 @@ class RoutedGsis2016(RoutedGsis):
 
 
 def xics_source(message: MsiMessage) -> int:
-    """The interrupt source that a message stands for on POWER (QEMU's ``kvm_arch_msi_data_to_gsi``
-    for ppc): the low 16 bits of its data."""
-    return message.data & _SOURCE_BITS
+    """The interrupt source that a message stands for on POWER: the number in its data.
+
+    Raises:
+        ArgumentError: there is no source of that number; KVM would accept it and drop what comes.
+    """
+    if message.data > LAST_SOURCE:
+        raise errors.ArgumentError(
+            f"a message's data is the number of an interrupt source, 0 to {LAST_SOURCE:#x}, "
+            f"not {message.data:#x}"
+        )
+    return message.data
 
 
 class DirectGsis(GsiMapping):
@@ -133,7 +142,11 @@ class DirectGsis(GsiMapping):
 
 class DirectGsis2016(DirectGsis):
     """The same, as QEMU had it: an update does nothing (``kvm_irqchip_update_msi_route`` returns at
-    once under direct mapping), so a vector keeps the GSI of its first message."""
+    once under direct mapping), so a vector keeps the GSI of its first message. And of the data only
+    the low 16 bits count (``kvm_arch_msi_data_to_gsi`` for ppc)."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda message: message.data & _SOURCE_BITS_2016)
 
     def update(self, gsi: int, message: MsiMessage) -> int:
         return gsi

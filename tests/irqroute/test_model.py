@@ -15,7 +15,9 @@ from pyvfio import errors
 from pyvfio._sys import EventFd, File
 from pyvfio.abi import kvm as kvm_abi
 from pyvfio.abi import vfio
-from pyvfio.device import Irq
+from pyvfio.device import Irq, MsixEntry
+from pyvfio.irqroute import MsixForwarder
+from pyvfio.irqroute.gsis import DirectGsis2016
 from pyvfio.irqroute.model import ModelledVm, modelled_msix
 from pyvfio.kvm import MsiMessage
 
@@ -187,3 +189,26 @@ def test_other_ioctls_are_enotty(irq: Irq) -> None:
     with pytest.raises(errors.KernelError) as refusal:
         irq.file.ioctl(vfio.VFIO_DEVICE_RESET)
     assert refusal.value.errno == errno.ENOTTY
+
+
+# From a message to an interrupt source: POWER.
+
+
+def test_a_source_above_16_bits_is_bound_as_it_is_or_refused() -> None:
+    vm, irq = ModelledVm(frozenset({0x11300, 0x1300})), modelled_msix(2)
+    with MsixForwarder(irq, vm) as forwarder:
+        forwarder.msix[0] = MsixEntry(0, 0x11300, False)
+        forwarder.msix.enabled = True
+        irq.trigger(0)
+        assert vm.take() == {0x11300}
+        with pytest.raises(errors.ArgumentError, match="0 to 0xfffff, not 0x100000"):
+            forwarder.msix[1] = MsixEntry(0, 0x100000, False)
+        assert forwarder.msix[1].masked
+        irq.trigger(0)
+        assert vm.take() == {0x11300}
+    irq.file.close()
+    vm.close()
+
+
+def test_qemu_of_2016_looks_at_16_bits_of_a_message() -> None:
+    assert DirectGsis2016().add([MsiMessage(0, 0x11300)]) == [0x1300]
