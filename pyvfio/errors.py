@@ -252,7 +252,7 @@ class PeFrozen(StateError):
 
 
 class PeUnavailable(StateError):
-    """A PE's state cannot be told: one above it is frozen, or it failed for good."""
+    """A PE's state cannot be told: one above it is frozen or being recovered."""
 
 
 class PeDead(StateError):

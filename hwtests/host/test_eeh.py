@@ -246,3 +246,35 @@ def test_a_reset_whose_process_was_killed_is_told_and_ended(card: str) -> None:
     names = step_names(pyvfio("eeh", "recover", card))
     assert (names[0], names[-1]) == ("leftover", "works after")
     assert state(card) == ("normal", [])
+
+
+@pytest.fixture
+def hosts_card() -> Iterator[str]:
+    """A card that the host's own driver has, and whose PE can be frozen."""
+    function = next(f for f in functions() if (f.vendor_id, f.device_id) == (0x8086, 0x10D3))
+    if function.driver != "e1000e":
+        pytest.skip(f"e1000e does not drive {function.address}")
+    if refusal := eeh.injectors()["bench-ioda"].refusal(function):
+        pytest.skip(f"no freeze can be made here: {refusal}")
+    yield str(function.address)
+    pyvfio("eeh", "thaw", str(function.address))
+
+
+def test_the_host_recovers_its_own_device_while_it_is_watched(hosts_card: str) -> None:
+    command = ["pyvfio", "eeh", "status", hosts_card, "--watch", "--json"]
+    before = eeh.counters().counts["eeh_slot_resets"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        assert json.loads(watch.stdout.readline())["functions"][0]["state"] == "normal"
+        said = pyvfio("eeh", "freeze", hosts_card, "--force")
+        assert "the host recovers it now" in said
+        # The watch sees the recovery begin, and end.
+        entry = json.loads(watch.stdout.readline())
+        assert "isolated" in entry["noted"] or "recovering" in entry["noted"]
+        while entry["noted"] or entry["state"] != "normal":
+            entry = json.loads(watch.stdout.readline())
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(WAIT) == 130
+    assert eeh.counters().counts["eeh_slot_resets"] == before + 1
+    assert Function(hosts_card).driver == "e1000e"
+    assert state(hosts_card) == ("normal", [])

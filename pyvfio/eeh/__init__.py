@@ -25,6 +25,7 @@ from pyvfio.eeh.error import ErrorFunction, InjectedError
 from pyvfio.eeh.host import HostPe, frozen_before_open
 from pyvfio.eeh.injectors import Injector, choose, injectors
 from pyvfio.eeh.leftover import end_leftover_reset
+from pyvfio.eeh.looking import host_pes, is_of_host, look
 from pyvfio.eeh.pe import Pe, Reset
 from pyvfio.eeh.procfs import Counters, check_enabled, counters
 from pyvfio.eeh.recovery import Handlers, Recovery
@@ -56,7 +57,10 @@ __all__ = [
     "drill",
     "end_leftover_reset",
     "frozen_before_open",
+    "host_pes",
     "inject",
     "injectors",
+    "is_of_host",
+    "look",
     "wait_frozen",
 ]

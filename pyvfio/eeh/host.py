@@ -9,13 +9,15 @@ from pyvfio._sys import sysfs
 from pyvfio.eeh.procfs import check_enabled
 from pyvfio.eeh.state import DeviceMode, HostState, PeState, Software
 from pyvfio.pci import Function, functions
+from pyvfio.pci.group import is_vfio
 
 
 class HostPe:
     """The PE of a function, through its sysfs attributes.
 
-    Properties are read each time, so they show what is true now. On PowerNV looking at a PE that is
-    frozen is what makes the kernel note the freeze (:attr:`HostState.isolated`).
+    Properties are read each time, so they show what is true now. On PowerNV reading the state of a
+    PE that is frozen makes the kernel note the freeze (:attr:`HostState.isolated`), and the host
+    never recovers a freeze that was noted so: :func:`pyvfio.eeh.look` leaves the host its recovery.
 
     Args:
         function: a function of this host; a bridge has a PE as well.
@@ -48,7 +50,10 @@ class HostPe:
 
     @property
     def state(self) -> HostState:
-        """What the PE does now, and what the kernel has noted of it (``eeh_pe_state``)."""
+        """What the PE does now, and what the kernel has noted of it (``eeh_pe_state``).
+
+        For a PE that a driver of the host uses, take :func:`pyvfio.eeh.look` instead.
+        """
         return HostState.parse(self._read("eeh_pe_state"))
 
     @property
@@ -93,7 +98,7 @@ class HostPe:
 
         Raises:
             PeFrozen: it is as frozen as before.
-            PeUnavailable: its state cannot be told.
+            PeUnavailable: its registers alone are stopped.
             StateError: the kernel itself is recovering it, or its reset is asserted, or was never
                 ended.
             AccessDenied: only root may.
@@ -121,6 +126,11 @@ class HostPe:
         return after
 
     def _check_thawed(self, after: HostState) -> None:
+        if after.failed:
+            raise errors.PeFrozen(
+                f"{self} is still {after}: the firmware gave it up, or does not know it, and "
+                "nothing thaws it from here"
+            )
         if after.state.frozen:
             raise errors.PeFrozen(
                 f"{self} is still {after}: what froze it may have done so again; recover it with "
@@ -134,8 +144,8 @@ class HostPe:
             )
         if after.state is not PeState.NORMAL:
             raise errors.PeUnavailable(
-                f"{self} is {after}: a PE above it is frozen or being recovered, or it has failed "
-                "for good; `pyvfio eeh status all` shows them"
+                f"{self} is {after}: its DMA is on and its registers are stopped; recover it with "
+                f"`pyvfio eeh recover {self.function.address}`"
             )
 
     def __str__(self) -> str:
@@ -167,12 +177,14 @@ class HostPe:
 
 
 def frozen_before_open(function: Function) -> str | None:
-    """What opening the function is about to undo, in words; None if its PE is not frozen.
+    """What opening the function is about to undo, in words; None if its PE is not frozen, or if
+    the function is not bound to VFIO.
 
     VFIO's open (and close) thaws a PE that is frozen, or resets it for some network cards
     (eeh_pe_change_owner() in the kernel), so afterwards nobody can see that it was.
     """
-    if not (function.sysfs / "eeh_pe_state").exists():
+    # What the host drives cannot be opened, and its freeze is left to the host to notice.
+    if not (function.sysfs / "eeh_pe_state").exists() or not is_vfio(function.driver):
         return None
     try:
         pe = HostPe(function)
@@ -181,6 +193,11 @@ def frozen_before_open(function: Function) -> str | None:
         return None
     if not state.state.frozen:
         return None
+    if state.failed:
+        return (
+            f"{pe} is frozen: {state}. The firmware gave it up, or does not know it, and opening "
+            "the device leaves it so"
+        )
     return (
         f"{pe} is frozen: {state}. Opening the device thaws it; a BCM5719 and two Emulex cards are "
         "reset instead"

@@ -26,7 +26,9 @@ class PeState(Enum):
     DMA_STOPPED = vfio.VFIO_EEH_PE_STATE_STOPPED_DMA
     """Half thawed: registers can be read, DMA is still blocked."""
     UNAVAILABLE = vfio.VFIO_EEH_PE_STATE_UNAVAIL
-    """Not to be told: a PE above it is frozen or being recovered, or it has failed for good."""
+    """Not to be told: a PE above it is frozen or being recovered. The host's own word for it in
+    sysfs says so where registers alone are stopped; what the firmware calls unavailable, for now or
+    for good, the kernel calls stopped."""
 
     @property
     def frozen(self) -> bool:
@@ -118,16 +120,26 @@ class HostState(NamedTuple):
 
     @property
     def state(self) -> PeState:
-        """The same in VFIO's words, as the kernel's eeh_pe_get_state() has it."""
+        """The same in VFIO's words, as the kernel's eeh_pe_get_state() has it: the two bits that
+        say what is enabled decide, unless a reset is active. Firmware that says UNAVAILABLE or
+        NOT_SUPPORTED has nothing enabled, which is stopped.
+
+        What this file does not show is the PE above: where that is isolated or being recovered, the
+        holder is told UNAVAILABLE whatever stands here.
+        """
         hardware = self.hardware
-        if hardware & (Hardware.UNAVAILABLE | Hardware.NOT_SUPPORTED):
-            return PeState.UNAVAILABLE
         if hardware & Hardware.RESET_ACTIVE:
             return PeState.RESET
         if hardware & Hardware.MMIO_ENABLED:
             dma = hardware & Hardware.DMA_ENABLED
             return PeState.NORMAL if dma else PeState.DMA_STOPPED
         return PeState.UNAVAILABLE if hardware & Hardware.DMA_ENABLED else PeState.STOPPED
+
+    @property
+    def failed(self) -> bool:
+        """Whether the firmware does not know the PE or gave it up (NOT_SUPPORTED): it is stopped,
+        and the kernel neither thaws nor resets it when a device of it is opened."""
+        return self.hardware is Hardware.NOT_SUPPORTED
 
     @property
     def isolated(self) -> bool:

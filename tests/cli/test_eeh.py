@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyvfio import eeh, pci
+from pyvfio import eeh, errors, pci
 from pyvfio.cli import common, main
 from pyvfio.cli.eeh import holding
+from pyvfio.cli.eeh.status import Watch
 from pyvfio.eeh import debugfs, drilling
 from pyvfio.pci import Function
 from tests.eeh.standin import SysfsPe
@@ -230,3 +231,91 @@ def test_an_error_is_injected_into_what_the_host_uses_by_force_alone(
     monkeypatch.setattr(pci, "users", lambda member: ("eth0 is up with 10.0.0.1/8",))
     said("inject", BDF, *(["--force"] if force else []), status=0 if force else 5)
     assert len(injected) == force
+
+
+@pytest.fixture
+def hosts_pe(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> SysfsPe:
+    """A PE of the host's own driver, on PowerNV, whose kernel can be made to look."""
+    (tree.sys / "firmware/opal").mkdir(parents=True)
+    pe = SysfsPe(tree.function(BDF, driver="e1000e"), monkeypatch)
+    monkeypatch.setattr(debugfs, "check", lambda function: pe.check())
+    return pe
+
+
+def test_status_leaves_the_host_the_recovery_of_its_devices(
+    hosts_pe: SysfsPe, said: Callable[..., str]
+) -> None:
+    hosts_pe.freeze()
+    assert "stopped (isolated, recovering)" in said("status", BDF)
+    assert not hosts_pe.taken
+
+
+@pytest.mark.usefixtures("hosts_pe")
+def test_status_without_root_does_not_look_at_what_the_host_drives(
+    said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(function: Function) -> None:
+        raise errors.HostError("debugfs is not mounted")
+
+    monkeypatch.setattr(debugfs, "check", refuse)
+    lines = said("status", BDF).splitlines()
+    assert "is not looked at" in lines[2]
+    assert "debugfs is not mounted" in lines[2]
+    assert lines[3] == f"{BDF}  PE 0x1fd  not looked at  e1000e"
+    (entry,) = json.loads(said("status", BDF, "--json"))["functions"]
+    assert (entry["state"], entry["hardware"]) == ("not looked at", None)
+
+
+def test_the_watch_looks_once_the_kernel_has_noticed_a_freeze(
+    tree: Tree, hosts_pe: SysfsPe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def check(function: Function) -> None:
+        looks.append(str(function.address))
+        hosts_pe.check()
+
+    monkeypatch.setattr(debugfs, "check", check)
+    watch, function = Watch(), Function(BDF)
+
+    def round_() -> str:
+        watch.again()
+        entry = watch.look(function)
+        return " ".join([entry["state"], *entry["noted"]])
+
+    assert watch.look(function)["state"] == "normal"
+    hosts_pe.freeze()
+    assert [round_(), round_()] == ["normal", "normal"]
+    assert len(looks) == 1, "the kernel logs each look"
+    hosts_pe.check()  # as where its driver reads all ones
+    tree.write(tree.proc / "powerpc/eeh", "EEH Subsystem is enabled\neeh_slot_resets=3\n")
+    assert round_() == "stopped isolated recovering"
+    hosts_pe.hardware, hosts_pe.software = 0x78, 0x802
+    assert round_() == "normal recovering"
+    hosts_pe.software = 0x800
+    assert round_() == "normal"
+    assert not hosts_pe.taken
+    before = len(looks)
+    hosts_pe.freeze()
+    assert round_() == "normal"
+    assert len(looks) == before
+    # Somebody else has looked: nobody recovers it, and another look takes nothing.
+    hosts_pe.software |= 1
+    tree.write(tree.proc / "powerpc/eeh", "EEH Subsystem is enabled\neeh_slot_resets=4\n")
+    assert [round_(), round_()] == ["stopped isolated"] * 2
+    assert len(looks) == before + 1
+
+
+def test_a_freeze_of_the_hosts_device_is_left_to_the_host(
+    tree: Tree, hosts_pe: SysfsPe, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.write(tree.sys / "kernel/debug/powerpc/eeh_dev_break", "")
+    monkeypatch.setattr(debugfs, "dev_break", lambda function: hosts_pe.freeze())
+    monkeypatch.setattr("pyvfio.eeh.host.functions", lambda: (Function(BDF),))
+    monkeypatch.setattr(pci, "users", lambda member: ())
+    lines = said("freeze", BDF).splitlines()
+    assert "is stopped (isolated, recovering)" in lines[1]
+    assert "the host recovers it now" in lines[2]
+    assert not hosts_pe.taken
+    hosts_pe.hardware = 0x78
+    assert "the host is recovering" in said("freeze", BDF, status=1)

@@ -84,11 +84,20 @@ def test_a_frozen_bcm5719_is_frozen_and_not_in_reset(sysfs_pe: MakePe) -> None:
     assert not host_pe().state.reset_left
 
 
-@pytest.mark.parametrize("hardware", [0x1, 0x2, 0x50])
-def test_a_state_that_cannot_be_told(sysfs_pe: MakePe, hardware: int) -> None:
+@pytest.mark.parametrize(
+    ("hardware", "kind", "says"),
+    [
+        (0x1, errors.PeFrozen, "eeh recover"),
+        (0x2, errors.PeFrozen, "gave it up"),
+        (0x50, errors.PeUnavailable, "registers are stopped"),
+    ],
+)
+def test_a_state_that_a_write_does_not_change(
+    sysfs_pe: MakePe, hardware: int, kind: type[errors.Error], says: str
+) -> None:
     kernel = sysfs_pe()
     kernel.hardware = hardware
-    with pytest.raises(errors.PeUnavailable, match="a PE above it"):
+    with pytest.raises(kind, match=says):
         host_pe().thaw()
 
 
@@ -132,13 +141,17 @@ def test_a_host_without_eeh(tree: Tree) -> None:
 
 
 def test_a_freeze_is_noticed_before_the_open_that_undoes_it(sysfs_pe: MakePe) -> None:
-    kernel = sysfs_pe()
+    kernel = sysfs_pe(driver="vfio-pci")
     function = Function("0000:01:00.0")
     assert frozen_before_open(function) is None
     kernel.freeze()
     told = str(frozen_before_open(function))
     assert "is frozen: stopped (isolated). Opening the device thaws it" in told
     assert "BCM5719 and two Emulex cards are reset" in told
+    kernel.hardware = 0x1  # for now unavailable: the kernel thaws it as well
+    assert "Opening the device thaws it" in str(frozen_before_open(function))
+    kernel.hardware = 0x2  # eeh_pe_change_owner() leaves that one alone
+    assert "leaves it so" in str(frozen_before_open(function))
 
 
 @pytest.mark.parametrize("text", ["", "many", "0x" + "1" * 5000, "9" * 5000, "1_0"])

@@ -135,6 +135,7 @@ def _held(options: argparse.Namespace) -> Iterator[tuple[Device, Pe, Steps]]:
     """The device held for the command, and its steps shown."""
     import pyvfio
     from pyvfio import eeh
+    from pyvfio.pci.group import is_vfio
 
     eeh.check_enabled()
     function = common.function(options.address)
@@ -144,7 +145,8 @@ def _held(options: argparse.Namespace) -> Iterator[tuple[Device, Pe, Steps]]:
     common.say_if_frozen(function)
     try:
         with common.ended_as_by_ctrl_c():
-            if host.state.reset_left:
+            # A device of the host's cannot be opened, and looking would take its freeze from it.
+            if is_vfio(function.driver) and host.state.reset_left:
                 steps.do("leftover", lambda: _end_leftover(function))
             with pyvfio.open(function) as device:
                 yield device, eeh.Pe(device), steps

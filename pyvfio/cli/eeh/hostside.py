@@ -16,7 +16,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="freeze a PE through an injector, and see that it is frozen",
         description="Inject an error into a function's PE from the host's side, and see that it is "
         "frozen; where no freeze follows, the exit code is 1. A frozen PE stays so until it is "
-        "thawed or its device opened; one whose driver is the host's is recovered by the kernel.",
+        "thawed or its device opened. One that a driver of the host uses is recovered by the host, "
+        "which this command makes look first; where it cannot do that, it freezes nothing.",
         epilog="example:\n  sudo pyvfio eeh freeze 0000:01:00.0",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,16 +45,29 @@ def run_freeze(options: argparse.Namespace) -> None:
     function = common.function(options.address)
     common.refuse_bridge(function)
     pe = eeh.HostPe(function)
-    before = pe.state
+    of_host = eeh.host_pes()
+    before = eeh.look(pe, of_host)
     if before.state.frozen:
         raise errors.PeFrozen(f"{pe} is frozen already: {before}; `pyvfio eeh thaw` thaws it")
+    if before.software & eeh.Software.RECOVERING:
+        raise errors.StateError(f"the host is recovering {pe}: wait for its end")
     if not options.force:
         pe.check_unused()
     name, injector = eeh.choose(function, options.injector)
     began = time.monotonic()
     print(f"{name}: {injector.inject(function, None, error)}", flush=True)
-    eeh.wait_frozen(lambda: pe.state.state, function.read_config)
-    print(f"{pe} is {pe.state}, {time.monotonic() - began:.2f} s after")
+    seen = before
+
+    def state() -> eeh.PeState:
+        nonlocal seen
+        seen = eeh.look(pe, of_host)
+        # The host's recovery may have begun before this look, and have thawed the PE for its reset.
+        return eeh.PeState.STOPPED if seen.software & eeh.Software.RECOVERING else seen.state
+
+    eeh.wait_frozen(state, function.read_config)
+    print(f"{pe} is {seen}, {time.monotonic() - began:.2f} s after")
+    if eeh.is_of_host(pe, of_host):
+        print("the host recovers it now: `pyvfio eeh status --watch` shows how it goes")
 
 
 def run_thaw(options: argparse.Namespace) -> None:
