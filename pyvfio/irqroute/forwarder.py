@@ -71,6 +71,10 @@ class MsixForwarder(Closing):
     the table too, and it is forwarded again once the table enables it. The entries stay: where the
     device's own table was wiped, :meth:`reset` wipes this one.
 
+    Threads may share it. A thread that writes to the table has :attr:`~pyvfio.device.irq.Irq.lock`,
+    then takes that of the VM's routes: within :meth:`pyvfio.kvm.Routes.batch`, which is the other
+    order, only a program with one thread may write to it.
+
     Attributes:
         msix: the guest's table.
         policy: how the dummy vector is treated.
