@@ -286,9 +286,9 @@ def test_intx_race(device: Device) -> None:
         stack.enter_context(forever(lambda: os.eventfd_read(interrupt)))
         stack.enter_context(forever(lambda: os.eventfd_write(unmask, 1)))
         for _ in range(1000 * REPEAT):
-            device.intx.signal(0, [interrupt])
-            device.intx.unmask_by(unmask)
-            device.intx.disable()
+            with device.intx.claim(lambda: None) as claim:
+                claim.signal(0, [interrupt])
+                device.intx.unmask_by(unmask)
 
 
 @contextmanager

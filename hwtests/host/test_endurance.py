@@ -27,6 +27,7 @@ import pyvfio
 from hwtests.bench import ON_BENCH, REPEAT
 from hwtests.devices import test_edu as edu
 from pyvfio.device import Device, Vector
+from pyvfio.drivers.edu import Registers
 from pyvfio.pci import Function, bound, functions, paths, unbind
 
 pytestmark = pytest.mark.skipif(
@@ -65,7 +66,7 @@ def use(function: Function) -> None:
         irq = device.msix if device.msix.count else device.msi
         with irq.enable() as vectors:
             if function.vendor_id == EDU[0]:
-                registers = device.bars[0]
+                registers = Registers(device.bars[0])
                 for _ in range(20):
                     edu.transfer(registers, buffer.iova, edu.OWN_MEMORY, 4000, 0)
                     edu.transfer(registers, edu.OWN_MEMORY, buffer.iova, 4000, edu.TO_MEMORY)
