@@ -9,18 +9,19 @@ from __future__ import annotations
 import platform
 import random
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
 import pyvfio
-from hwtests.bench import ON_BENCH
+from hwtests.bench import ON_BENCH, setting
 from hwtests.holdings import Holdings
 from hwtests.test_unplug import WAIT, removed
 from pyvfio import eeh, errors
 from pyvfio.device import Device, MsixEntry, Vectors
 from pyvfio.irqroute import MsixForwarder
 from pyvfio.kvm import MsiMessage
+from pyvfio.kvm.xics import BYPASS
 from pyvfio.pci import Function
 from pyvfio.replay.machines import ApicMachine, MachinePart, XicsMachine
 
@@ -33,16 +34,22 @@ _NETWORK = 0x02  # base class
 
 
 @pytest.fixture
-def machine(function: Function) -> Iterator[MachinePart]:
+def machine(function: Function, request: pytest.FixtureRequest) -> Iterator[MachinePart]:
     """A VM with two messages for each vector that is used."""
     if function.config.msix is None:
         pytest.skip("the device has no MSI-X")
-    try:
-        made = XicsMachine(2 * FEW) if _POWER else ApicMachine(2 * FEW)
-    except errors.Error as error:
-        pytest.skip(f"no VM can be had here: {error}")
-    with made:
-        yield made
+    bypass = getattr(request, "param", False)
+    with ExitStack() as stack:
+        if BYPASS.exists() and not bypass:
+            # KVM would drop what VFIO fires by loopback.
+            if not ON_BENCH:
+                pytest.skip(f"{BYPASS} must be 0, a setting of the whole host")
+            stack.enter_context(setting(BYPASS, 0))
+        try:
+            made = XicsMachine(2 * FEW) if _POWER else ApicMachine(2 * FEW)
+        except errors.Error as error:
+            pytest.skip(f"no VM can be had here: {error}")
+        yield stack.enter_context(made)
 
 
 class Sequence:
@@ -241,3 +248,24 @@ def test_unplugging_the_device_ends_its_forwarding(
             assert len(sequence.forwarder.paths.irqfds) == 0
             with pytest.raises(errors.Closed):
                 sequence.msix.enabled = True
+
+
+@pytest.mark.parametrize("machine", [True], ids=["bypass"], indirect=True)
+def test_pending_interrupt_arrives_where_those_of_devices_bypass_software(
+    function: Function, machine: MachinePart
+) -> None:
+    if not machine.vm.irqchip.bypass:
+        pytest.skip("interrupts of devices do not bypass software here")
+    sequence = Sequence(function, machine, 0)
+    message = machine.message(0)
+    with sequence.device:
+        sequence.msix[0] = MsixEntry(*message, masked=False)
+        sequence.msix.enabled = True
+        sequence.irq.trigger(0)
+        assert machine.arrivals(set()) == set(), "KVM drops it: what is tested is needed"
+        sequence.msix.write_table(12, 1)
+        sequence.irq.trigger(0)
+        assert sequence.msix.is_pending(0)
+        sequence.msix.write_table(12, 0)
+        assert machine.arrivals({message}) == {message}
+        sequence.msix.enabled = False

@@ -368,6 +368,9 @@ class Irq:
     def trigger(self, start: int = 0, count: int = 1, *, ask: bool = False) -> None:
         """Make the kernel signal vectors as if the device had interrupted (loopback).
 
+        On a POWER host with XIVE a guest gets nothing of it while KVM lets the device's interrupts
+        bypass software (:class:`pyvfio.kvm.Irqchip`).
+
         Args:
             start: the first vector's number.
             count: how many.

@@ -157,8 +157,29 @@ class Paths(ABC):
         """
 
     def deliver(self, number: int) -> None:
-        """An interrupt by software, on the vector's own way."""
-        self._paths[number].to_guest.signal()
+        """Send an interrupt by software, on the vector's own way.
+
+        Raises:
+            DeviceGone, KernelError: the kernel refused.
+        """
+        path = self._paths[number]
+        if not self.irqfds.bypass:
+            path.to_guest.signal()
+            return
+        due = path.irqfd is not None
+        while due and path.irqfd is not None:
+            # KVM drops it while VFIO signals the same eventfd. What the device sends meanwhile
+            # comes to us, and is sent in the next round.
+            self._signal(number, [path.to_us])
+            try:
+                path.to_guest.signal()
+                # A worker of KVM sends it (irqfd_inject()), and unbinding waits for that.
+                gsi, irqfd, path.irqfd = path.irqfd.gsi, path.irqfd, None
+                irqfd.close()
+                path.irqfd = self.irqfds.assign(path.to_guest, gsi)
+            finally:
+                self._signal(number, [path.to_guest])
+            due = path.take() > 0
 
     def arrived(self, numbers: Iterable[int]) -> list[int]:
         """Those of these vectors whose interrupts came while they were masked, since the last

@@ -26,6 +26,8 @@ class Irqchip(ABC):
         irqfds: whether eventfds can be interrupts here.
         resample: irqfds can tell when the guest has acknowledged a level-triggered interrupt.
         first_gsi: the first GSI that is not the controller's own.
+        bypass: a device's interrupts bypass software once VFIO and an irqfd have the same eventfd,
+            and KVM drops what software signals on that eventfd meanwhile: VFIO's loopback, too.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Irqchip(ABC):
     irqfds = True
     resample = False
     first_gsi = 0
+    bypass = False
 
     @abstractmethod
     def create(self, vm: File) -> None:

@@ -73,6 +73,11 @@ class Irqfds:
         self._irqchip = irqchip
         self._assigned: set[Irqfd] = set()
 
+    @property
+    def bypass(self) -> bool:
+        """Whether KVM drops what software signals; see :class:`~pyvfio.kvm.irqchip.Irqchip`."""
+        return self._irqchip.bypass
+
     def assign(self, eventfd: HasFileno, gsi: int, resample: HasFileno | None = None) -> Irqfd:
         """Let an eventfd's events be interrupts.
 

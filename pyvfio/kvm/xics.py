@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvfio import errors
-from pyvfio._sys import File
+from pyvfio._sys import File, sysfs
 from pyvfio._sys.signals import deferred_signals
 from pyvfio.abi import kvm
 from pyvfio.abi import kvm_powerpc as abi
@@ -21,6 +22,10 @@ from pyvfio.kvm.vfio_device import create_device
 
 if TYPE_CHECKING:
     from pyvfio.kvm.vcpu import Vcpu
+
+BYPASS = Path("/sys/module/kvm_hv/parameters/kvm_irq_bypass")
+"""Whether KVM lets interrupts of devices bypass software: 0 or 1. Root may write it; what is bound
+already keeps what it has."""
 
 FIRST_SOURCE = 16
 """Sources below are no interrupts (``KVMPPC_XICS_FIRST_IRQ``): number 0 never exists."""
@@ -130,6 +135,8 @@ class XicsIrqchip(Irqchip):
             # On XIVE KVM cannot resample, and says so (arch/powerpc/kvm/powerpc.c).
             self.resample = bool(vm.ioctl(kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_IRQFD_RESAMPLE))
             self.on_xive = not self.resample
+            # kvmppc_xive_set_irq() refuses a source that has a device's interrupt (pt_number).
+            self.bypass = self.on_xive and _bypass_is_on()
             self._device = device
             self._servers.clear()
 
@@ -220,6 +227,13 @@ class XicsIrqchip(Irqchip):
         if self._device is None:
             raise errors.StateError("this XICS is no VM's: give it to kvm.VM()")
         return self._device
+
+
+def _bypass_is_on() -> bool:
+    try:
+        return sysfs.read(BYPASS) != "0"
+    except errors.KernelError:
+        return False  # KVM without kvm_hv has none
 
 
 def _icp_register(value: ctypes.c_uint64) -> kvm.kvm_one_reg:

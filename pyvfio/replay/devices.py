@@ -12,6 +12,7 @@ from pyvfio.device import Device, Irq
 from pyvfio.irqroute import assigned
 from pyvfio.irqroute.model import modelled_msix
 from pyvfio.kvm import VM
+from pyvfio.kvm.xics import BYPASS
 
 
 class DevicePart(Closing):
@@ -100,9 +101,19 @@ class HostDevice(DevicePart):
 
     @contextmanager
     def known_to(self, vm: object) -> Iterator[None]:
+        """As :meth:`DevicePart.known_to`.
+
+        Raises:
+            HostError: KVM drops what VFIO fires by loopback.
+        """
         if not isinstance(vm, VM):
             yield
             return
+        if vm.irqchip.bypass:
+            raise errors.HostError(
+                "on this host KVM drops the interrupts that VFIO fires by loopback, since those of "
+                f"devices bypass software: echo 0 > {BYPASS} for the time of the replay"
+            )
         with assigned(self._device, vm):
             yield
 

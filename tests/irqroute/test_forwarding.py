@@ -14,9 +14,18 @@ from pathlib import Path
 import pytest
 
 from pyvfio import errors, kvm
+from pyvfio._sys import EventFd
 from pyvfio.device import Irq
 from pyvfio.device.msix import MsixEntry
-from pyvfio.irqroute import PATCHED, TODAY, DirectGsis, MsiForwarder, MsixForwarder, RoutedGsis
+from pyvfio.irqroute import (
+    PATCHED,
+    TODAY,
+    DirectGsis,
+    MsiForwarder,
+    MsixForwarder,
+    Policy,
+    RoutedGsis,
+)
 from pyvfio.irqroute.forwarder import default_gsis
 from pyvfio.irqroute.model import modelled_msix
 from pyvfio.kvm import MsiMessage
@@ -487,3 +496,29 @@ def test_msi_ends_at_close_and_can_begin_again(guest: Guest) -> None:
         assert not msi.forwarder.pending(0)
         assert rig.arrivals() == set()
         msi.forwarder.close()
+
+
+@pytest.mark.parametrize("policy", [TODAY, PATCHED], ids=lambda each: each.name)
+def test_pending_interrupt_is_sent_while_vfio_signals_another_eventfd(
+    direct: Guest, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KVM on XIVE drops what software signals on an eventfd that VFIO signals as well."""
+    monkeypatch.setattr(direct.vm.irqchip, "bypass", True)
+    with Rig(direct, policy=policy).watching() as rig:
+        rig.fill(0)
+        rig.msix.enabled = True
+        rig.msix.write_table(12, 1)
+        rig.irq.trigger(0)
+        assert rig.msix.is_pending(0)
+        signal = EventFd.signal
+        seen: list[bool] = []
+
+        def watched(eventfd: EventFd, count: int = 1) -> None:
+            seen.append(eventfd.fileno() in rig.device.signalled().values())
+            signal(eventfd, count)
+
+        monkeypatch.setattr(EventFd, "signal", watched)
+        rig.msix.write_table(12, 0)
+        assert seen == [False]
+        assert direct.take() == {direct.message(0)}
+        assert rig.fire(0) == {direct.message(0)}, "VFIO signals it again"
