@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvfio.kvm.xics import BYPASS
+
 ON_BENCH = "PYVFIO_BENCH" in os.environ
 
 changes_the_host = pytest.mark.skipif(
@@ -17,6 +19,21 @@ changes_the_host = pytest.mark.skipif(
 
 #: How many times more often, or longer, a test goes on that repeats something at random.
 REPEAT = int(os.environ.get("PYVFIO_REPEAT", "1"))
+
+
+@contextmanager
+def loopback_reaches_guests() -> Iterator[None]:
+    """Have what VFIO fires by loopback reach a guest, for as long as the block lasts.
+
+    Where interrupts of devices bypass software (POWER with XIVE) KVM would drop it.
+    """
+    if not BYPASS.exists():
+        yield
+        return
+    if not ON_BENCH:
+        pytest.skip(f"{BYPASS} must be 0, a setting of the whole host")
+    with setting(BYPASS, 0):
+        yield
 
 
 @contextmanager

@@ -14,14 +14,13 @@ from contextlib import ExitStack, suppress
 import pytest
 
 import pyvfio
-from hwtests.bench import ON_BENCH, setting
+from hwtests.bench import ON_BENCH, loopback_reaches_guests
 from hwtests.holdings import Holdings
 from hwtests.test_unplug import WAIT, removed
 from pyvfio import eeh, errors
 from pyvfio.device import Device, MsixEntry, Vectors
 from pyvfio.irqroute import MsixForwarder
 from pyvfio.kvm import MsiMessage
-from pyvfio.kvm.xics import BYPASS
 from pyvfio.pci import Function
 from pyvfio.replay.machines import ApicMachine, MachinePart, XicsMachine
 
@@ -40,11 +39,8 @@ def machine(function: Function, request: pytest.FixtureRequest) -> Iterator[Mach
         pytest.skip("the device has no MSI-X")
     bypass = getattr(request, "param", False)
     with ExitStack() as stack:
-        if BYPASS.exists() and not bypass:
-            # KVM would drop what VFIO fires by loopback.
-            if not ON_BENCH:
-                pytest.skip(f"{BYPASS} must be 0, a setting of the whole host")
-            stack.enter_context(setting(BYPASS, 0))
+        if not bypass:
+            stack.enter_context(loopback_reaches_guests())
         try:
             made = XicsMachine(2 * FEW) if _POWER else ApicMachine(2 * FEW)
         except errors.Error as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from hwtests.bench import loopback_reaches_guests
 from hwtests.kernel_trace import KernelTrace, Seen, Unavailable, tracing
 from pyvfio import errors, kvm
 from pyvfio.abi import vfio
@@ -36,7 +38,7 @@ needs_routes = pytest.mark.skipif(_POWER, reason="the routed mapping is x86's")
 
 
 @pytest.fixture
-def vectors(function: Function) -> int:
+def vectors(function: Function) -> Iterator[int]:
     """How many vectors to use: few, of those that the device has."""
     try:
         kvm.VM().close()
@@ -47,7 +49,8 @@ def vectors(function: Function) -> int:
         pytest.skip("the device has no MSI-X")
     if _POWER and function.class_code >> 16 != _NETWORK:
         pytest.skip("each life resets the device by EEH, ten seconds and more: a card is enough")
-    return min(3, msix.vectors)
+    with loopback_reaches_guests():
+        yield min(3, msix.vectors)
 
 
 def replay(
