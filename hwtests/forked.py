@@ -6,16 +6,16 @@ all that the command imports, which takes an emulated host some seconds each tim
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import subprocess
 import sys
 import tempfile
-import traceback
-from typing import NoReturn
+
+from hwtests.child import in_child
 
 _IMPORTED = (
-    "pyvfio.cli.command",
     "pyvfio.cli.process",
     "pyvfio.device",
     "pyvfio.drivers.nvme",
@@ -28,6 +28,26 @@ _IMPORTED = (
 )
 
 
+def said(*arguments: object, status: int = 0, stdin: str = "") -> str:
+    """Run the command, which must end with `status`.
+
+    Returns:
+        Its stdout, or its stderr where `status` is not 0.
+    """
+    result = in_text(*arguments, stdin=stdin)
+    print(result.stdout, result.stderr)  # shown when the test fails
+    assert result.returncode == status
+    return result.stderr if status else result.stdout
+
+
+def in_text(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """As :func:`pyvfio`, in text."""
+    result = pyvfio(*arguments, stdin=stdin.encode())
+    return subprocess.CompletedProcess(
+        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
+    )
+
+
 def pyvfio(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the command, without a terminal.
 
@@ -36,10 +56,12 @@ def pyvfio(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProces
         stdin: What it reads there.
 
     Returns:
-        What it printed and its exit status, negative for the signal that ended it.
+        What it printed and its exit status.
+
+    Raises:
+        ChildProcessError: It died of a signal, or never ended.
     """
-    for name in _IMPORTED:
-        importlib.import_module(name)
+    _import_all()
     words = ["pyvfio", *map(str, arguments)]
     with (
         tempfile.TemporaryFile() as given,
@@ -48,36 +70,37 @@ def pyvfio(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProces
     ):
         given.write(stdin)
         given.seek(0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        child = os.fork()
-        if not child:
-            _become(words, given.fileno(), output.fileno(), messages.fileno())
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        files = [given.fileno(), output.fileno(), messages.fileno()]
+        status = in_child(lambda: _become(words, files))
         output.seek(0)
         messages.seek(0)
         return subprocess.CompletedProcess(words, status, output.read(), messages.read())
 
 
-def _become(words: list[str], stdin: int, stdout: int, stderr: int) -> NoReturn:
-    status = 1
-    try:
-        for number, file in enumerate((stdin, stdout, stderr)):
-            os.dup2(file, number)
-        sys.stdin, sys.stdout, sys.stderr = (
-            os.fdopen(number, mode, closefd=False)
-            for number, mode in ((0, "r"), (1, "w"), (2, "w"))
-        )
-        sys.argv = words
-        from pyvfio.cli import main
+@functools.cache
+def _import_all() -> None:
+    """Import what commands import, here instead of in each fork."""
+    from pyvfio.cli.command import parser
 
-        try:
-            status = main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
+    parser()
+    for name in _IMPORTED:
+        importlib.import_module(name)
+
+
+def _become(words: list[str], files: list[int]) -> int:
+    """Be the command, with these files for stdin, stdout and stderr; returns its exit status."""
+    from pyvfio.cli import main
+
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(number, mode, closefd=False) for number, mode in ((0, "r"), (1, "w"), (2, "w"))
+    )
+    sys.argv = words
+    try:
+        return main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
+        sys.stdout.flush()
+        sys.stderr.flush()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 from pyvfio.iommu import ContainerSpace, SpaprTceV1, SpaprTceV2, Type1
 
 ON_POWER = platform.machine().startswith("ppc64")
+
+ENTRY_LIMIT = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
+"""How many mappings a container of type1 may have that is made from then on."""
 
 
 def of_version(version: int) -> ContainerSpace:

@@ -17,14 +17,13 @@ from hwtests.bench import changes_the_host, setting
 from hwtests.child import NOBODY, in_child
 from hwtests.holdings import Holdings, lockable
 from hwtests.numpy_here import usable_numpy
-from hwtests.spaces import ON_POWER, of_version
+from hwtests.spaces import ENTRY_LIMIT, ON_POWER, of_version
 from pyvfio import errors
 from pyvfio.device import Device
 from pyvfio.iommu import AddressSpace, SpaprTceV1, Type1
 from pyvfio.pci import Function
 
 PAGE = mmap.PAGESIZE
-ENTRY_LIMIT = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 
 

@@ -29,6 +29,7 @@ from hwtests.test_unplug import removed
 from pyvfio import errors
 from pyvfio.device import Device
 from pyvfio.drivers import nvme
+from pyvfio.drivers.nvme import identify, spec
 from pyvfio.pci import Function
 
 pytestmark = [
@@ -44,10 +45,10 @@ WAIT = 60.0
 RESERVED = 0x7F  # an opcode, feature and log page that nothing has
 MARK = 0xA5
 
-# Asynchronous events (Base 2.0, figures 145, 147 and 202); Identify Controller and a byte of it.
+# Asynchronous events (Base 2.0, figures 145, 147 and 202); a byte of Identify Controller.
 TEMPERATURE_EVENT = 1 << 1
 SMART_EVENT, TEMPERATURE_REACHED = 1, 1
-CONTROLLER, VOLATILE_WRITE_CACHE, FLUSHES_ALL = 1, 525, 3
+VOLATILE_WRITE_CACHE, FLUSHES_ALL = 525, 3
 
 
 @pytest.fixture(params=[True], ids=["interrupts"])
@@ -324,7 +325,8 @@ def test_each_namespace_is_a_disk_of_its_own(controller: nvme.Controller) -> Non
 
 def test_one_flush_is_for_all_namespaces(controller: nvme.Controller) -> None:
     """Where the controller says that it can be (Base 2.0, figure 275, VWC)."""
-    identified = controller.admin(nvme.Admin.IDENTIFY, CONTROLLER, size=4096)[1]
+    which = spec.Identify.CONTROLLER
+    identified = controller.admin(nvme.Admin.IDENTIFY, which, size=identify.SIZE)[1]
     queue = controller.queues[0]
     flush = queue.command(nvme.Io.FLUSH, namespace=nvme.ALL_NAMESPACES, name="flush all")
     if identified[VOLATILE_WRITE_CACHE] >> 1 & 3 == FLUSHES_ALL:

@@ -1,4 +1,4 @@
-"""Address spaces of type1, and what the larger layouts need of the host."""
+"""Address spaces of type1."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwtests.bench import setting
+from hwtests.spaces import ENTRY_LIMIT
 from pyvfio import errors
 from pyvfio._sys import memory
 from pyvfio.device import Region
@@ -16,18 +17,19 @@ from pyvfio.iommu import AddressSpace
 
 GIB = 1 << 30
 TIB = 1 << 40
+HUGE = 2 << 20
+HIGH = 4 * GIB
 
-_ENTRY_LIMIT = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
 _POOLS = Path("/sys/kernel/mm/hugepages")
 
 
 @contextmanager
 def mappings_allowed(count: int) -> Iterator[None]:
     """Let each container that is made meanwhile hold this many mappings."""
-    if int(_ENTRY_LIMIT.read_text()) >= count:
+    if int(ENTRY_LIMIT.read_text()) >= count:
         yield
         return
-    with setting(_ENTRY_LIMIT, count):
+    with setting(ENTRY_LIMIT, count):
         yield
 
 

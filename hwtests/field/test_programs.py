@@ -18,7 +18,16 @@ import pytest
 
 import pyvfio
 from hwtests.bench import REPEAT, changes_the_host
-from hwtests.field.layouts import GIB, TIB, check_reach, huge_pages, mappings_allowed, whole
+from hwtests.field.layouts import (
+    GIB,
+    HIGH,
+    HUGE,
+    TIB,
+    check_reach,
+    huge_pages,
+    mappings_allowed,
+    whole,
+)
 from hwtests.holdings import Holdings
 from pyvfio import errors
 from pyvfio._sys import memory
@@ -30,8 +39,6 @@ from pyvfio.pci import Function
 
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
-HUGE = 2 * MIB
-HIGH = 4 * GIB
 
 # ctypes releases the interpreter's lock during a call, so that two threads are in the kernel.
 LIBC = ctypes.CDLL(None, use_errno=True)

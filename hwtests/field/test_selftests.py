@@ -20,7 +20,7 @@ import pytest
 import pyvfio
 from hwtests.bench import REPEAT, changes_the_host
 from hwtests.dma_faults import fault_is_logged
-from hwtests.field.layouts import GIB, free_huge_pages, huge_pages, whole
+from hwtests.field.layouts import GIB, HIGH, HUGE, free_huge_pages, huge_pages, whole
 from hwtests.kernel_log import KernelLog
 from hwtests.kernel_trace import Unavailable, tracing
 from hwtests.spaces import of_version
@@ -34,8 +34,6 @@ from pyvfio.iommu import AddressSpace, DmaBuffer, Type1
 from pyvfio.pci import Function
 
 PAGE = mmap.PAGESIZE
-HUGE = 2 << 20
-HIGH = 4 * GIB
 WAIT = 60.0
 PROT_NONE, MAP_FIXED, MAP_NORESERVE = 0, 0x10, 0x4000  # mmap(2)'s, which Python does not have
 

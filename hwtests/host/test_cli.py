@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hwtests import forked
+from hwtests.forked import said as pyvfio
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("PYVFIO_BENCH"), reason="takes devices from the host: only on the bench"
@@ -18,14 +18,6 @@ pytestmark = pytest.mark.skipif(
 
 EDU = "0000:00:04.0"
 E1000E = "0000:02:00.0"
-
-
-def pyvfio(*arguments: str, status: int = 0, stdin: str = "") -> str:
-    """Run the command; what it says: stdout, or stderr where it refuses with `status`."""
-    result = forked.pyvfio(*arguments, stdin=stdin.encode())
-    stdout, stderr = result.stdout.decode(), result.stderr.decode()
-    assert result.returncode == status, stdout + stderr
-    return stderr if status else stdout
 
 
 def driver(address: str) -> Any:

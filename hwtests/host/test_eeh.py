@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hwtests import forked
+from hwtests.forked import said as pyvfio
 from pyvfio import eeh, errors
 from pyvfio.pci import Function, bound, functions
 
@@ -45,15 +45,6 @@ with pyvfio.open(sys.argv[1]) as device:
             else:
                 break
 """
-
-
-def pyvfio(*arguments: str, status: int = 0) -> str:
-    """Run the command; what it says: stdout, or stderr where it refuses with `status`."""
-    result = forked.pyvfio(*arguments)
-    stdout, stderr = result.stdout.decode(), result.stderr.decode()
-    print(stdout, stderr)
-    assert result.returncode == status
-    return stderr if status else stdout
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 import pyvfio
-from hwtests import forked
 from hwtests.bench import REPEAT
+from hwtests.forked import in_text as pyvfio_command
 from hwtests.nvme_nodes import node
 from pyvfio import errors
 from pyvfio.pci import Function, bind, bound, check_openable, functions, paths, unbind, users
@@ -100,13 +100,6 @@ def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 def run(*command: object) -> None:
     subprocess.run(list(map(str, command)), check=True)
-
-
-def pyvfio_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    result = forked.pyvfio(*arguments)
-    return subprocess.CompletedProcess(
-        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
-    )
 
 
 def check_refused(function: Function, says: str) -> None:

@@ -14,21 +14,20 @@ if TYPE_CHECKING:
     from tools._bench.hosts import Bench
 
 
-# The groups of tests that take longest, in minutes.
+# The groups of tests that take several minutes each.
 LONGEST = ("x86 binding", "x86", "power9")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let what takes longest begin first, so that no worker is left alone with it at the end."""
 
-    def begins_later(item: pytest.Item) -> bool:
-        return not any(mark.args[0] in LONGEST for mark in item.iter_markers("xdist_group"))
+    def group(item: pytest.Item) -> str | None:
+        mark = item.get_closest_marker("xdist_group")
+        return mark and mark.args[0]
 
-    items.sort(key=begins_later)
+    items.sort(key=lambda item: group(item) not in LONGEST)
     for item in items:
-        if "hosts" in getattr(item, "fixturenames", ()) and not item.get_closest_marker(
-            "xdist_group"
-        ):
+        if "hosts" in getattr(item, "fixturenames", ()) and group(item) is None:
             raise pytest.UsageError(
                 f"{item.nodeid} must have a mark xdist_group: tests of one group share a host"
             )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench.conftest import Hosts
 from tests.bench.outcomes import hwtest, unexpected
-from tools._bench.profiles import ARM64, X86_AMD, PciDevice, Profile
+from tools._bench.profiles import ARM64, X86_AMD
 
 pytestmark = pytest.mark.bench
 
@@ -20,15 +20,11 @@ ONE_MSI_VECTOR = (
 NO_GUEST_ON_ARM64 = ("the guest that counts, and the local APIC, are x86's: this is aarch64",)
 
 
-def device(profile: Profile, name: str) -> PciDevice:
-    return next(it for it in profile.devices if it.name == name)
-
-
 @pytest.mark.xdist_group("x86-amd")
 def test_hardware_tests_pass_with_amd_vi(hosts: Hosts) -> None:
     # The NVMe driver is tested on other hosts, and takes as long as all else.
     driver = "hwtests/devices/test_nvme_driver.py"
-    report = hwtest(hosts, X86_AMD, device(X86_AMD, "nvme"), f"--ignore={driver}")
+    report = hwtest(hosts, X86_AMD, X86_AMD.device("nvme"), f"--ignore={driver}")
     assert report["iommu"] == ["ivhd0"]
     own = ("devices/test_nvme", "devices/test_nvme_forwarding")
     for module in ("test_dma", "test_forwarding", *own):
@@ -43,7 +39,7 @@ def check_arm64(report: dict[str, Any]) -> None:
 
 @pytest.mark.xdist_group("arm64")
 def test_hardware_tests_of_edu_pass_on_arm64(hosts: Hosts) -> None:
-    report = hwtest(hosts, ARM64, device(ARM64, "edu"))
+    report = hwtest(hosts, ARM64, ARM64.device("edu"))
     check_arm64(report)
     for module, may_skip in (
         ("devices/test_edu", ()),
@@ -60,7 +56,7 @@ def test_hardware_tests_of_edu_pass_on_arm64(hosts: Hosts) -> None:
 
 @pytest.mark.xdist_group("arm64")
 def test_nvme_driver_passes_on_arm64(hosts: Hosts) -> None:
-    report = hwtest(hosts, ARM64, device(ARM64, "nvme"), "hwtests/devices")
+    report = hwtest(hosts, ARM64, ARM64.device("nvme"), "hwtests/devices")
     check_arm64(report)
     for name in ("nvme", "nvme_driver"):
         assert unexpected(report["tests"], f"hwtests/devices/test_{name}.py", ()) == []

@@ -15,7 +15,7 @@ from tools._bench.profiles import POWER8
 
 pytestmark = [pytest.mark.bench, pytest.mark.xdist_group("power8")]
 
-CARD = next(device.address for device in POWER8.devices if device.name == "e1000e")
+CARD = POWER8.device("e1000e").address
 
 ALONE = ["--policy", "d1f6af6"]
 REPLAYS = {

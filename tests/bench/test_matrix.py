@@ -50,11 +50,10 @@ def test_hardware_tests_pass_in_each_cell(
     hosts: Hosts, name: str, linux: str, qemu: str, request: pytest.FixtureRequest
 ) -> None:
     profile = PROFILES[name]
-    device = next(it for it in profile.devices if it.name == "edu")
     line = f"{name:8} Linux {linux:8} QEMU {qemu:7}"
     result = "failed"
     try:
-        report = hwtest(hosts, profile, device, kernel=linux, qemu=qemu)
+        report = hwtest(hosts, profile, profile.device("edu"), kernel=linux, qemu=qemu)
         counts = Counter(test["outcome"] for test in report["tests"])
         result = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
         result += f"  (Linux {report['kernel']['release']}, Python {report['python']})"

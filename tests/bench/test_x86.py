@@ -26,8 +26,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 REPEAT = f"PYVFIO_REPEAT={os.environ.get('PYVFIO_REPEAT', '1')}"
 # The SR-IOV controller's functions are tested in test_sriov.py.
 ADDRESSES = {device.name: device.address for device in X86.devices if device.name != "nvme-sriov"}
-# All tests run for edu and nvme; of the others those that meet something else there. Only
-# pci-testdev has I/O ports, only e1000e a function-level reset beside its own interrupts.
+# All tests run for edu and nvme, for the others those that meet something else there: pci-testdev
+# has I/O ports, e1000e five vectors and a reset of its own.
 MODULES = {
     "pci-testdev": ("hwtests/devices", "hwtests/test_regions.py"),
     "e1000e": (
@@ -77,8 +77,7 @@ OTHER_HOST = {"needs IOVAs up to": 2, "needs a BAR of 2 MiB": 1, "needs Linux 6.
 def test_fields_own_tests_are_shown(
     hosts: Hosts, name: str, shown: int, lacks: dict[str, int]
 ) -> None:
-    (device,) = (device for device in X86.devices if device.name == name)
-    field = hwtest(hosts, X86, device, "--field")["field"]
+    field = hwtest(hosts, X86, X86.device(name), "--field")["field"]
     reasons = list(field["not_shown"].values())
     for part, count in (NOT_YET | OTHER_HOST | lacks).items():
         assert sum(part in reason for reason in reasons) == count, part

@@ -82,6 +82,14 @@ class Profile:
     devices: tuple[PciDevice, ...]
     additions: tuple[Addition, ...] = ()
 
+    def device(self, name: str) -> PciDevice:
+        """Return the device of that name.
+
+        Raises:
+            StopIteration: There is none.
+        """
+        return next(device for device in self.devices if device.name == name)
+
     def with_qemu(self, version: int) -> Profile:
         """Return the profile as it is under a version of QEMU, given by its major number."""
         had = [addition for addition in self.additions if addition.since <= version]

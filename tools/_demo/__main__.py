@@ -88,7 +88,7 @@ def _last_act() -> int:
         "(docs/the-lost-interrupt.md). The card is reset by EEH, through the firmware.\n",
         flush=True,
     )
-    card = next(device for device in POWER8.devices if device.name == "e1000e")
+    card = POWER8.device("e1000e")
     policies = ("--policy", "d1f6af6", "--policy", "patched")
     replay = ("pyvfio", "irqroute", "replay", "--device", card.address, *policies)
     status = _bench("run", POWER8.name, "--", *replay).returncode

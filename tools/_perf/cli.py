@@ -122,7 +122,7 @@ def _run_here(rows: list[Row], device: str, report: Report) -> None:
 def _run_on_bench(rows: list[Row], host: str, report: Report) -> None:
     """Measure rows that take the same device and packages."""
     wanted, packages = rows[0].bench_device, rows[0].packages
-    device = next(device for device in PROFILES[host].devices if device.name == wanted)
+    device = PROFILES[host].device(wanted)
     names = [row.name for row in rows]
     inside = ("python3", "-m", "tools._perf", *names, "--device", device.address, "--json")
     more = [f"--with={package}" for package in packages]
