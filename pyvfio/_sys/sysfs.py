@@ -34,14 +34,14 @@ def read_bytes(path: Path) -> bytes:
         KernelError: it cannot be read.
     """
     with File.open(str(path), os.O_RDONLY) as file:
-        data = b""
+        pieces = []
         try:
             # From its beginning to its end: some files of debugfs cannot be read at an offset.
             while more := calls.read(file.fileno(), 1 << 16):
-                data += more
+                pieces.append(more)
         except OSError as error:
             raise refused(error, "read", str(path)) from None
-        return data
+        return b"".join(pieces)
 
 
 def number(text: str, path: Path, base: int = 16) -> int:

@@ -22,8 +22,6 @@ from pyvfio.iommu import AddressSpace, open_space
 from pyvfio.pci import Address, Function, check_openable
 from pyvfio.pci.config import Command, ConfigSpace
 
-_NOBODY = 0xFFFF_FFFF  # what class code and revision read where nothing answers
-
 _REGION_NAMES = {
     **{vfio.VFIO_PCI_BAR0_REGION_INDEX + bar: f"BAR{bar}" for bar in range(6)},
     vfio.VFIO_PCI_ROM_REGION_INDEX: "ROM",
@@ -398,8 +396,7 @@ class Device(Closing):
             )
 
     def _refuse_gone(self) -> None:
-        # Not the vendor ID, which VFIO answers from a copy of its own.
-        if self._config_region.read32(pci_regs.PCI_CLASS_REVISION) == _NOBODY:
+        if not self.config.answers:
             raise errors.DeviceGone(
                 errno.ENODEV,
                 "pread",

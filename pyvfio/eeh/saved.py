@@ -54,11 +54,6 @@ class Identity(NamedTuple):
             config.read(pci.PCI_CLASS_REVISION, 4), config.read(pci.PCI_SUBSYSTEM_VENDOR_ID, 4)
         )
 
-    @property
-    def answers(self) -> bool:
-        """Whether there is a device: where none answers, reads give all ones."""
-        return self.class_revision != 0xFFFF_FFFF
-
     def __str__(self) -> str:
         vendor, device = self.subsystem & 0xFFFF, self.subsystem >> 16
         return (
@@ -85,12 +80,12 @@ class SavedConfig:
         """
         config = device.config
         self._device = device
-        self.identity = Identity.of(config)
-        if not self.identity.answers:
+        if not config.answers:
             raise errors.StateError(
                 f"{device.address} does not answer, so nothing can be saved of it: prepare its "
                 "recovery while it is healthy"
             )
+        self.identity = Identity.of(config)
         places = []
         if (express := config.pcie) is not None:
             places += [(express.offset + offset, width) for offset, width in _EXPRESS]

@@ -295,6 +295,18 @@ class ConfigSpace(Registers):
         return cls.from_bytes(bytes(data))
 
     @property
+    def answers(self) -> bool:
+        """Tell whether a device answers: where none does, reads give all ones.
+
+        The class code is read, which is never all ones. The vendor ID does not tell: VFIO gives it
+        from a copy of its own, whatever the device does.
+
+        Raises:
+            As :meth:`read`.
+        """
+        return self.read(pci.PCI_CLASS_REVISION, 4) != 0xFFFF_FFFF
+
+    @property
     def size(self) -> int:
         """Bytes that are here, 64 to 4096."""
         return self._source.size

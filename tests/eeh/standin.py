@@ -111,6 +111,10 @@ class FakeConfig:
         raise errors.MalformedConfig("only 256 bytes of config space are here")
 
     @property
+    def answers(self) -> bool:
+        return self.read(8, 4) != 0xFFFF_FFFF
+
+    @property
     def command(self) -> int:
         return self.read(4, 2)
 

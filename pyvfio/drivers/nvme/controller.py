@@ -41,8 +41,6 @@ _LISTING_SECONDS = 60.0
 """How long finding out which namespaces there are may take, and one command more."""
 _TOLERATED = 1
 """Wrong completions; at one more the controller is reset."""
-_NO_CLASS = 0xFF_FFFF
-"""What the class code reads where nothing answers."""
 
 
 class Controller(Closing):
@@ -647,8 +645,7 @@ class Controller(Closing):
     def _is_on_the_bus(self) -> bool:
         """Whether config space answers, whatever the registers do."""
         try:
-            # Not the vendor ID, which VFIO answers from a copy of its own.
-            return self.device.config.class_code != _NO_CLASS
+            return self.device.config.answers
         except errors.DeviceGone:
             return True  # refused, as while its PE is being reset (POWER), which is waited for
         except errors.Error:
@@ -955,9 +952,9 @@ class Controller(Closing):
 
 
 def _registers(device: Device) -> Region:
-    code = device.config.class_code
-    if code == _NO_CLASS:
+    if not device.config.answers:
         raise _gone(device)
+    code = device.config.class_code
     if code != spec.CLASS_CODE:
         raise errors.Unsupported(
             f"{device.address} has class {code:06x}, not that of an NVMe controller "

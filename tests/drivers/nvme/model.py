@@ -600,6 +600,10 @@ class Config:
         return self.ids[1]
 
     @property
+    def answers(self) -> bool:
+        return self.class_code != 0xFF_FFFF
+
+    @property
     def class_code(self) -> int:
         if self.refused:
             raise errors.DeviceGone(errno.ENODEV, "pread", "0000:01:00.0", "")
